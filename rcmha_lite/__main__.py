@@ -1,0 +1,153 @@
+"""The command line: python -m rcmha_lite {data,train,evaluate,sample,info}."""
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+import click
+
+from rcmha_lite.config import CELLS, PRESETS, Config
+
+FOLDER = click.Path(path_type=Path)
+
+
+def config_flags(command: Any) -> Any:
+    """A flag for every field of Config: dashes for underscores, its help, its preset's value unless given."""
+    hints = get_type_hints(Config)
+    for field in reversed(dataclasses.fields(Config)):
+        kind, flag = hints[field.name], field.name.replace("_", "-")
+        name = f"--{flag}/--no-{flag}" if kind is bool else f"--{flag}"
+        options = get_args(kind)
+        command = click.option(
+            name, field.name, default=None, type=click.Choice(options) if options else kind, help=field.metadata["help"]
+        )(command)
+    return command
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+def cli() -> None:
+    """Relative convolutional multi-head attention: fetch the data, train, evaluate, sample."""
+
+
+@cli.command()
+@click.option("--path", type=FOLDER, help="a copy of Tiny Shakespeare to use and check")
+def data(path: Path | None) -> None:
+    """Fetch Tiny Shakespeare, or check a copy of it, and say what it holds."""
+    from rcmha_lite.data import SHA256, CharTokenizer, load_tiny_shakespeare, split
+
+    text = load_tiny_shakespeare(path)
+    train, validation = split(CharTokenizer().encode(text))
+    click.echo(f"Tiny Shakespeare, SHA-256 {SHA256}")
+    click.echo(f"{len(text)} characters, {len(set(text))} of them distinct, {len(text.splitlines())} lines")
+    click.echo(f"{len(train)} to train on, {len(validation)} to validate")
+
+
+@cli.command()
+@click.option("--preset", type=click.Choice(list(PRESETS)), default="laptop", show_default=True, help="where to start")
+@click.option("--cell", type=click.Choice(list(CELLS)), help="position and convolution by their usual names")
+@click.option("--out", type=FOLDER, help="folder of the run  [default: runs/PRESET]")
+@config_flags
+def train(preset: str, cell: str | None, out: Path | None, **fields: Any) -> None:
+    """Train a model, or go on with the run in --out. Ctrl-C leaves a checkpoint."""
+    from rcmha_lite.training import train as run
+
+    given = {name: value for name, value in fields.items() if value is not None}
+    config = PRESETS[preset].replace(**CELLS.get(cell or "", {}) | given)
+    results = run(config, out or Path("runs") / preset, progress=True)
+    if results:
+        click.echo(
+            f"validation loss {results['val_loss']:.4f}, accuracy {results['val_accuracy']:.4f} "
+            f"after {results['seconds']:.0f} s; results in {(out or Path('runs') / preset) / 'results.json'}"
+        )
+
+
+@cli.command()
+@click.option("--checkpoint", type=FOLDER, required=True, help="folder of a run")
+@click.option("--window", type=click.IntRange(1), help="characters in a window  [default: the run's]")
+@click.option("--path", type=FOLDER, help="a copy of Tiny Shakespeare to use")
+def evaluate(checkpoint: Path, window: int | None, path: Path | None) -> None:
+    """Loss and accuracy over the whole validation split, in both ways."""
+    from rcmha_lite.checkpoint import load_model
+    from rcmha_lite.data import CharTokenizer, load_tiny_shakespeare, split
+    from rcmha_lite.evaluation import evaluate as score
+
+    model = load_model(checkpoint)
+    ids = split(CharTokenizer().encode(load_tiny_shakespeare(path)))[1]
+    window = window or model.config.window
+    for sliding, how in ((False, "side by side, every position scored"), (True, "half overlapping, second half scored")):
+        found = score(model, ids, window=window, sliding=sliding)
+        click.echo(
+            f"windows of {window} {how}: loss {found.loss:.4f}, {found.bits_per_character:.3f} bits per character, "
+            f"accuracy {found.accuracy:.4f} over {found.positions} characters"
+        )
+
+
+@cli.command()
+@click.option("--checkpoint", type=FOLDER, required=True, help="folder of a run")
+@click.option("--prompt", default="\n", help="text to go on from  [default: a new line]")
+@click.option("--length", type=click.IntRange(0), default=500, show_default=True, help="characters, at most")
+@click.option("--temperature", type=float, default=0.8, show_default=True, help="0: always the most probable")
+@click.option("--top-k", type=int, help="sample from the k most probable characters")
+@click.option("--top-p", type=float, help="sample from the fewest characters whose probabilities reach p")
+@click.option("--seed", type=int, default=0, show_default=True, help="the same seed gives the same text")
+@click.option("--stop", help="end before this string")
+def sample(checkpoint: Path, prompt: str, **sampling: Any) -> None:
+    """Print text, as it is sampled."""
+    from rcmha_lite.checkpoint import load_model
+    from rcmha_lite.generation import generate
+
+    model = load_model(checkpoint)
+    pieces = generate(model, prompt, **sampling)
+    first = next(pieces, "")  # before anything is printed: bad input raises here
+    click.echo(prompt + first, nl=False)
+    for piece in pieces:
+        click.echo(piece, nl=False)
+    click.echo()
+
+
+@cli.command()
+def info() -> None:
+    """Versions, hardware and presets."""
+    from rcmha_lite.manifest import manifest
+    from rcmha_lite.model import LanguageModel
+
+    click.echo(json.dumps(manifest(), indent=2))
+    for name, config in PRESETS.items():
+        parameters = sum(p.numel() for p in LanguageModel(config).parameters())
+        characters = config.steps * config.batch * config.context
+        click.echo(f"{name:8} {parameters / 1e6:6.2f} M parameters, {config.steps} steps, {characters / 1e6:.1f} M characters")
+
+
+def main() -> None:
+    """Run a command; every foreseeable failure is one line on standard error and a non-zero exit."""
+    try:
+        cli(standalone_mode=False, prog_name="python -m rcmha_lite")
+    except click.exceptions.Exit as done:
+        sys.exit(done.exit_code)
+    except click.Abort:
+        sys.exit(130)
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message())
+    except click.UsageError as error:
+        fail(f"{error.format_message()} (see --help)", 2)
+    except Exception as error:
+        if not foreseen(error):
+            raise
+        fail(str(error), 130 if type(error).__name__ == "Interrupted" else 1)
+
+
+def foreseen(error: Exception) -> bool:
+    """Errors whose message tells the user what to do, as opposed to faults of ours."""
+    names = {"Interrupted", "CheckpointError", "CorpusUnavailable"}
+    return isinstance(error, ValueError | OSError | IndexError) or type(error).__name__ in names
+
+
+def fail(message: str, code: int) -> None:
+    click.echo(f"rcmha_lite: {message}", err=True)
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,201 @@
+"""Multi-head attention, and the four cells of one grid: position × convolution."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from rcmha_lite.convolution import HeadConvolution
+from rcmha_lite.positions import LearnedRelativePosition, RelativePosition, SinusoidalRelativePosition
+
+
+def causal_mask(queries: int, keys: int, device: torch.device | None = None) -> Bool[Tensor, "{queries} {keys}"]:
+    """True where a query may look: key j ≤ i + (keys − queries), so the queries are the last of the keys."""
+    return torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries)
+
+
+def attention_weights(
+    q: Float[Tensor, "batch heads query width"],
+    k: Float[Tensor, "batch heads key width"],
+    bias: Float[Tensor, "batch heads query key"] | None = None,
+    *,
+    scale: float | None = None,
+) -> Float[Tensor, "batch heads query key"]:
+    """softmax over the keys that a query may see of  scale · (q·k + bias).
+
+    ``scale`` is 1/√width unless given: q·k of independent unit-variance channels has variance ``width``.
+    """
+    scores = q @ k.transpose(-1, -2)
+    if bias is not None:
+        scores = scores + bias
+    hidden = ~causal_mask(q.shape[2], k.shape[2], q.device)
+    return (scores * (scale or q.shape[-1] ** -0.5)).masked_fill(hidden, float("-inf")).softmax(dim=-1)
+
+
+def attention(
+    q: Float[Tensor, "batch heads query width"],
+    k: Float[Tensor, "batch heads key width"],
+    v: Float[Tensor, "batch heads key d_head"],
+    bias: Float[Tensor, "batch heads query key"] | None = None,
+    *,
+    scale: float | None = None,
+) -> Float[Tensor, "batch heads query d_head"]:
+    """Causal attention by its formula: each query's average of the values, weighted by ``attention_weights``."""
+    return attention_weights(q, k, bias, scale=scale) @ v
+
+
+def fused_attention(
+    q: Float[Tensor, "batch heads query width"],
+    k: Float[Tensor, "batch heads key width"],
+    v: Float[Tensor, "batch heads key d_head"],
+    bias: Float[Tensor, "batch heads query key"] | None = None,
+    *,
+    scale: float | None = None,
+) -> Float[Tensor, "batch heads query d_head"]:
+    """``attention`` through PyTorch's fused kernels, which never store the weights.
+
+    They want values as wide as the queries, so narrower values are padded with zeros and the padding cut off.
+    """
+    queries, keys, width, d_head = q.shape[2], k.shape[2], q.shape[3], v.shape[3]
+    scale = scale or width**-0.5
+    square = queries == keys and bias is None
+    mask: Tensor | None = None
+    if bias is not None:
+        mask = (bias * scale).masked_fill(~causal_mask(queries, keys, q.device), float("-inf")).to(q.dtype)
+    elif not square and queries > 1:
+        mask = causal_mask(queries, keys, q.device)
+    v = F.pad(v, (0, width - d_head))
+    return F.scaled_dot_product_attention(q, k, v, mask, is_causal=square, scale=scale)[..., :d_head]
+
+
+@dataclass
+class AttentionCache:
+    """What a layer remembers of a stream: keys and values, and the projections that its kernels still reach.
+
+    At most ``limit`` keys are kept, the oldest dropped first; 0 keeps all. ``seen`` counts every position so far.
+    """
+
+    limit: int = 0
+    seen: int = 0
+    keys: Tensor | None = None
+    values: Tensor | None = None
+    history: Tensor | None = None
+
+    def extend(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Append new keys and values ``[batch, heads, time, d_head]``, and return all that this call may see."""
+        self.seen += keys.shape[2]
+        if self.keys is not None and self.values is not None:
+            keys, values = torch.cat((self.keys, keys), dim=2), torch.cat((self.values, values), dim=2)
+        self.keys, self.values = keys[:, :, -self.limit :], values[:, :, -self.limit :]
+        return keys, values
+
+
+class MultiHeadAttention(nn.Module):
+    """Causal multi-head attention (Vaswani et al. 2017, arXiv 1706.03762) with two parts that can be plugged in.
+
+        [Q K V] = convolution(context · [W_q W_k W_v] + [b_q b_k b_v])
+        y = concat_h softmax(score(Q_h, K_h) / √d_head) V_h · W_o + b_o
+
+    ``convolution`` is the identity and ``score`` the dot product unless the parts say otherwise. The context is
+    ``memory`` followed by ``x``; queries come from ``x`` alone.
+
+    Args:
+        d_model, n_heads: width of the input, and heads of d_head = d_model / n_heads channels.
+        position: scores that know the distance between query and key.
+        convolution: kernels over the projections.
+        fresh_queries: with memory, start the query convolution at ``x`` with zeros to its left, as RCMHA's public
+            code does. By default it sees the memory, so that segment by segment equals all at once.
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        n_heads: int,
+        *,
+        position: RelativePosition | None = None,
+        convolution: HeadConvolution | None = None,
+        fresh_queries: bool = False,
+    ) -> None:
+        super().__init__()
+        if d_model % n_heads:
+            raise ValueError(f"d_model {d_model} is not divisible by n_heads {n_heads}")
+        self.n_heads, self.d_head = n_heads, d_model // n_heads
+        self.query, self.key, self.value, self.output = (nn.Linear(d_model, d_model) for _ in range(4))
+        self.position, self.convolution, self.fresh_queries = position, convolution, fresh_queries
+
+    def project(self, x: Tensor, projections: str, history: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The named projections of ``x`` side by side, before and after the convolution, in one product each."""
+        layers = [{"q": self.query, "k": self.key, "v": self.value}[name] for name in projections]
+        weight, bias = torch.cat([layer.weight for layer in layers]), torch.cat([layer.bias for layer in layers])
+        projected = F.linear(x, weight, bias)
+        return projected, projected if self.convolution is None else self.convolution(projected, projections, history)
+
+    def heads(
+        self, x: Float[Tensor, "batch time d_model"], memory: Tensor | None = None, cache: AttentionCache | None = None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """Queries, keys, values and score bias of every head, positions included; the cache moves on."""
+        context = x if memory is None else torch.cat((memory, x), dim=1)
+        if memory is not None and self.fresh_queries:
+            q, kv = self.project(x, "q")[1], self.project(context, "kv")[1]
+            parts = [q, *kv.chunk(2, dim=-1)]
+        else:
+            raw, qkv = self.project(context, "qkv", cache.history if cache else None)
+            if cache and self.convolution:
+                past = raw if cache.history is None else torch.cat((cache.history, raw), dim=1)
+                cache.history = past[:, past.shape[1] - min(self.convolution.kernel_size - 1, past.shape[1]) :]
+            parts = list(qkv.chunk(3, dim=-1))
+            parts[0] = parts[0][:, -x.shape[1] :]
+        q, k, v = (part.unflatten(-1, (self.n_heads, self.d_head)).transpose(1, 2) for part in parts)
+        if cache:
+            k, v = cache.extend(k, v)
+        q, k, bias = self.position(q, k) if self.position else (q, k, None)
+        return q, k, v, bias
+
+    def weights(
+        self, x: Float[Tensor, "batch time d_model"], memory: Float[Tensor, "batch past d_model"] | None = None
+    ) -> Float[Tensor, "batch heads query key"]:
+        """The attention weights themselves, to look at."""
+        q, k, _, bias = self.heads(x, memory)
+        return attention_weights(q, k, bias, scale=self.d_head**-0.5)
+
+    def forward(
+        self,
+        x: Float[Tensor, "batch time d_model"],
+        memory: Float[Tensor, "batch past d_model"] | None = None,
+        cache: AttentionCache | None = None,
+    ) -> Float[Tensor, "batch time d_model"]:
+        q, k, v, bias = self.heads(x, memory, cache)
+        y = fused_attention(q, k, v, bias, scale=self.d_head**-0.5)
+        return self.output(y.transpose(1, 2).flatten(2))
+
+
+def mha(d_model: int, n_heads: int) -> MultiHeadAttention:
+    """Multi-head attention (Vaswani et al. 2017): neither part."""
+    return MultiHeadAttention(d_model, n_heads)
+
+
+def mdha(d_model: int, n_heads: int, kernel_size: int = 3) -> MultiHeadAttention:
+    """Multi-dconv-head attention (So et al. 2021, arXiv 2109.08668): separate kernels for every head channel."""
+    convolution = HeadConvolution(n_heads, d_model // n_heads, kernel_size, shared=False, init="primer")
+    return MultiHeadAttention(d_model, n_heads, convolution=convolution)
+
+
+def rmha(d_model: int, n_heads: int, distances: int | None = None) -> MultiHeadAttention:
+    """Relative multi-head attention: Transformer-XL's sinusoids, or a learned table of ``distances`` rows."""
+    return MultiHeadAttention(d_model, n_heads, position=_relative(d_model, n_heads, distances))
+
+
+def rcmha(d_model: int, n_heads: int, kernel_size: int = 3, distances: int | None = None) -> MultiHeadAttention:
+    """Relative convolutional multi-head attention (Sugiharto et al. 2023, arXiv 2308.03429): both parts."""
+    convolution = HeadConvolution(n_heads, d_model // n_heads, kernel_size)
+    position = _relative(d_model, n_heads, distances)
+    return MultiHeadAttention(d_model, n_heads, position=position, convolution=convolution)
+
+
+def _relative(d_model: int, n_heads: int, distances: int | None) -> RelativePosition:
+    d_head = d_model // n_heads
+    if distances is None:
+        return SinusoidalRelativePosition(n_heads, d_head, d_model)
+    return LearnedRelativePosition(n_heads, d_head, distances)

@@ -1,0 +1,119 @@
+"""A run's folder: config.json, weights.safetensors, training.safetensors, results.json. Each is written whole."""
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from rcmha_lite.cache import write_whole
+from rcmha_lite.config import Config
+from rcmha_lite.model import LanguageModel, Memory
+
+CONFIG, WEIGHTS, TRAINING, RESULTS = "config.json", "weights.safetensors", "training.safetensors", "results.json"
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint is missing, damaged, or of another configuration; the message says which."""
+
+
+class Progress(NamedTuple):
+    """What a run has done: optimiser steps, seconds of training, and its learning curve, a dict a validation."""
+
+    step: int = 0
+    seconds: float = 0.0
+    curve: tuple[dict[str, float], ...] = ()
+
+
+def save_weights(folder: Path, model: LanguageModel) -> None:
+    """Configuration and weights: all that evaluation and sampling need."""
+    write_whole(folder / CONFIG, model.config.to_json().encode())
+    tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    write_whole(folder / WEIGHTS, save(tensors, {"format": "pt"}))
+
+
+def load_model(folder: str | Path, device: str | torch.device = "cpu") -> LanguageModel:
+    """The model of a run's folder, in evaluation mode. CheckpointError says what is missing or does not fit."""
+    folder = Path(folder)
+    for name in (CONFIG, WEIGHTS):
+        if not (folder / name).is_file():
+            raise CheckpointError(f"{folder} holds no {name}: name the --out folder of a training run")
+    try:
+        model = LanguageModel(Config.from_json((folder / CONFIG).read_text(), folder / CONFIG))
+    except ValueError as error:
+        raise CheckpointError(str(error)) from error
+    try:
+        model.load_state_dict(_read(folder / WEIGHTS)[0])
+    except RuntimeError as error:
+        raise CheckpointError(f"{folder / WEIGHTS} does not fit {CONFIG} beside it: {_brief(error)}") from error
+    return model.to(device).eval()
+
+
+def save_training(
+    folder: Path,
+    model: LanguageModel,
+    optimizers: list[torch.optim.Optimizer],
+    memory: Memory | None,
+    progress: Progress,
+) -> None:
+    """Everything that a resumed run needs to go on bit for bit, in one file. No pickle."""
+    tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    for n, optimizer in enumerate(optimizers):
+        for index, state in optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{n}.{index}.{name}": torch.as_tensor(value) for name, value in state.items()}
+    if memory:
+        tensors["memory"] = memory.hidden
+    state = progress._asdict() | {"seen": memory.seen if memory else 0, "config": model.config.to_json()}
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    write_whole(folder / TRAINING, save(tensors, {"state": json.dumps(state)}))
+
+
+def load_training(
+    folder: Path, model: LanguageModel, optimizers: list[torch.optim.Optimizer]
+) -> tuple[Memory | None, Progress]:
+    """Put a stopped run's state back; a folder without one starts afresh. CheckpointError if it is another's."""
+    if not (folder / TRAINING).is_file():
+        return None, Progress()
+    tensors, metadata = _read(folder / TRAINING)
+    state = json.loads(metadata["state"])
+    _require_same(Config.from_json(state["config"], folder / TRAINING), model.config, folder)
+    model.load_state_dict({n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")})
+    for n, optimizer in enumerate(optimizers):
+        whole: dict[str, Any] = optimizer.state_dict()
+        whole["state"] = {}
+        for name, tensor in tensors.items():
+            if name.startswith(f"optimizer.{n}."):
+                index, key = name.split(".", 3)[2:]
+                whole["state"].setdefault(int(index), {})[key] = tensor
+        optimizer.load_state_dict(whole)
+    device = next(model.parameters()).device
+    memory = Memory(tensors["memory"].to(device), state["seen"]) if "memory" in tensors else None
+    return memory, Progress(state["step"], state["seconds"], tuple(state["curve"]))
+
+
+def _require_same(theirs: Config, ours: Config, folder: Path) -> None:
+    differences = [
+        f"{name} {getattr(theirs, name)} there, {getattr(ours, name)} here"
+        for name in vars(ours)
+        if getattr(theirs, name) != getattr(ours, name) and name not in ("device", "checkpoint_every")
+    ]
+    if differences:
+        raise CheckpointError(
+            f"{folder} holds a run of another configuration ({'; '.join(differences)}): "
+            "name another --out folder, or delete this one"
+        )
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    try:
+        with safe_open(path, "pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path} cannot be read as safetensors ({error}): it is damaged; delete it") from error
+
+
+def _brief(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]

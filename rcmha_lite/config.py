@@ -1,0 +1,135 @@
+"""Every choice of a run in one validated dataclass, and the presets built from it."""
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args, get_type_hints
+
+Position = Literal["none", "absolute-sinusoidal", "absolute-learned", "relative-sinusoidal", "relative-learned"]
+Activation = Literal["relu", "relu2", "gelu"]
+
+
+def choice(default: Any, help: str, at_least: float | None = None, below: float | None = None) -> Any:
+    """A dataclass field with the help its command-line flag shows and the range it must lie in."""
+    return field(default=default, metadata={"help": help, "at_least": at_least, "below": below})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """A model and its training, RCMHA by default. ValueError where a field is out of range or two disagree."""
+
+    position: Position = choice("relative-sinusoidal", "how the model knows where a token is")
+    kernel_size: int = choice(3, "taps of the convolution on the projections; 0 leaves it out", 0)
+    convolve: str = choice("qkv", "projections to convolve: some of q, k and v")
+    shared_kernels: bool = choice(True, "one kernel per head channel for all heads, or separate kernels")
+    kernel_bias: bool = choice(True, "a bias in the convolution")
+    kernel_init: Literal["identity", "primer", "pytorch"] = choice("identity", "what the kernels start as")
+    fresh_queries: bool = choice(False, "restart the query convolution at each segment, as RCMHA's public code does")
+    activation: Activation = choice("relu2", "of the feed-forward layer; relu2 is squared ReLU")
+    vocabulary: int = choice(65, "distinct characters", 1)
+    layers: int = choice(4, "blocks", 1)
+    d_model: int = choice(192, "channels of the residual stream", 1)
+    n_heads: int = choice(6, "attention heads", 1)
+    d_ff: int = choice(768, "channels inside the feed-forward layer", 1)
+    d_position: int = choice(32, "channels of the relative sinusoids", 2)
+    context: int = choice(128, "characters in a training window or segment", 1)
+    memory: int = choice(0, "hidden states kept from earlier segments; 0 trains on random windows", 0)
+    tie_embeddings: bool = choice(False, "use the embedding as the output layer's weight")
+    zero_output: bool = choice(True, "start each block as the identity: zero output projections")
+    dropout: float = choice(0.0, "share of channels dropped on the embedding and after each sublayer", 0, 1)
+
+    steps: int = choice(1000, "optimiser steps", 1)
+    batch: int = choice(32, "windows in a step, over all processes and accumulation", 1)
+    accumulate: int = choice(1, "parts that a batch is cut into to save memory", 1)
+    optimizer: Literal["muon", "adamw", "adam"] = choice("muon", "muon: for the blocks' matrices, AdamW for the rest")
+    learning_rate: float = choice(3e-3, "of AdamW or Adam; with noam, the factor", 0)
+    muon_rate: float = choice(0.02, "learning rate of Muon", 0)
+    weight_decay: float = choice(0.1, "of matrices; vectors and tables have none", 0)
+    beta2: float = choice(0.95, "decay of Adam's second moment", 0, 1)
+    schedule: Literal["linear", "noam"] = choice("linear", "linear: warm up, hold, fall to zero; noam: 1/√step")
+    warmup: int = choice(20, "steps of linear warm-up", 0)
+    decay: float = choice(0.7, "last share of the steps, over which the linear schedule falls", 0, 1.01)
+    clip: float = choice(1.0, "largest gradient norm; 0 does not clip", 0)
+    precision: Literal["auto", "float32", "bfloat16"] = choice("auto", "auto: bfloat16 where hardware has it")
+    compile: bool = choice(False, "torch.compile the model")
+    device: Literal["auto", "cpu"] = choice("auto", "auto: a GPU where there is one")
+    seed: int = choice(0, "of initial weights, windows and dropout", 0)
+    window: int = choice(256, "characters in an evaluation window", 1)
+    eval_every: int = choice(250, "steps between validations; 0 validates at the end alone", 0)
+    checkpoint_every: int = choice(250, "steps between checkpoints", 1)
+
+    def __post_init__(self) -> None:
+        hints = get_type_hints(type(self))
+        for f in dataclasses.fields(self):
+            value, kind, low, high = getattr(self, f.name), hints[f.name], *list(f.metadata.values())[1:]
+            options = get_args(kind)
+            if options and value not in options:
+                raise ValueError(f"{f.name} {value!r} is not one of {', '.join(map(str, options))}")
+            if not options and not isinstance(value, (int, float) if kind is float else kind):
+                raise ValueError(f"{f.name} {value!r} is not of type {kind.__name__}")
+            if low is not None and not value >= low:
+                raise ValueError(f"{f.name} {value} is too small: give {low} or more")
+            if high is not None and not value < high:
+                raise ValueError(f"{f.name} {value} is too large: give less than {high}")
+        if self.d_model % self.n_heads:
+            raise ValueError(f"d_model {self.d_model} is not divisible by n_heads {self.n_heads}")
+        if self.batch % self.accumulate:
+            raise ValueError(f"batch {self.batch} is not divisible by accumulate {self.accumulate}")
+        if self.position == "absolute-learned" and self.memory:
+            raise ValueError("absolute-learned positions end with the table: with memory, use another position")
+        if self.position == "absolute-learned" and self.window > self.context:
+            raise ValueError(f"absolute-learned positions end at context {self.context}: window must not pass it")
+        if self.memory and self.accumulate > 1:
+            raise ValueError("memory follows whole batches: with memory, accumulate must be 1")
+
+    @property
+    def relative(self) -> bool:
+        return self.position.startswith("relative")
+
+    def replace(self, **changes: Any) -> "Config":
+        """A copy with some fields changed, validated again."""
+        return dataclasses.replace(self, **changes)
+
+    def to_json(self) -> str:
+        return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str, source: str | Path = "the configuration") -> "Config":
+        """Read what ``to_json`` wrote; ValueError names the fields that are unknown."""
+        try:
+            fields = json.loads(text)
+            unknown = set(fields) - {f.name for f in dataclasses.fields(cls)}
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{source} does not hold a configuration in JSON: {error}") from error
+        if unknown:
+            raise ValueError(f"{source} has fields this version does not know: {', '.join(sorted(unknown))}")
+        return cls(**fields)
+
+
+CELLS: dict[str, dict[str, Any]] = {
+    "mha": {"position": "absolute-sinusoidal", "kernel_size": 0},
+    "mdha": {"position": "absolute-sinusoidal", "kernel_size": 3},
+    "rmha": {"position": "relative-sinusoidal", "kernel_size": 0},
+    "rcmha": {"position": "relative-sinusoidal", "kernel_size": 3},
+}
+"""The grid, position × convolution: what each name changes in a configuration."""
+
+PRESETS: dict[str, Config] = {
+    "tiny": Config(
+        layers=2, d_model=64, n_heads=4, d_ff=256, d_position=16, context=64, window=64, batch=16,
+        steps=200, eval_every=0, checkpoint_every=50, precision="float32",
+    ),
+    "laptop": Config(dropout=0.1, steps=1500),
+    "paper": Config(
+        position="relative-learned", activation="relu", fresh_queries=True, kernel_init="pytorch",
+        layers=6, d_model=128, n_heads=8, d_ff=256, context=2, memory=32, batch=32, steps=156_850,
+        optimizer="adam", learning_rate=1.0, beta2=0.999, weight_decay=0.0, schedule="noam", warmup=2000,
+        zero_output=False, precision="float32", eval_every=15_685, checkpoint_every=1000,
+    ),
+    "gpu": Config(
+        layers=6, d_model=384, n_heads=6, d_ff=1536, d_position=64, context=256, batch=64, dropout=0.3,
+        steps=2500, precision="bfloat16", compile=True,
+    ),
+}  # fmt: skip
+"""tiny: seconds, for tests · laptop: ten minutes of two CPU cores · paper: the public code's settings · gpu."""

@@ -1,0 +1,109 @@
+"""Causal depth-wise convolution of the query, key and value projections."""
+
+import math
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+KernelInit = Literal["identity", "primer", "pytorch"]
+
+
+def causal_depthwise_convolution(
+    x: Float[Tensor, "batch time channels"],
+    taps: Float[Tensor, "channels kernel"],
+    bias: Float[Tensor, " channels"] | None = None,
+    history: Float[Tensor, "batch past channels"] | None = None,
+) -> Float[Tensor, "batch time channels"]:
+    """Mix each channel with its own recent past, and with nothing else.
+
+        y[t, c] = bias[c] + Σ_s taps[c, s] · x[t − (kernel − 1) + s, c],   s = 0 … kernel − 1
+
+    The last tap multiplies the current position. Before the first position stand the last kernel − 1 rows of
+    ``history`` (its last kernel − 1 rows matter), or zeros where there is none.
+    """
+    context = x if history is None else torch.cat((history, x), dim=1)
+    padded = F.pad(context, (0, 0, taps.shape[1] - 1, 0))
+    # As an image of height one: on a CPU, conv2d's channels-last kernel is several times faster than conv1d's.
+    image = padded.transpose(1, 2).unsqueeze(2)
+    y = F.conv2d(image, taps[:, None, None], bias, groups=taps.shape[0]).squeeze(2).transpose(1, 2)
+    return y[:, -x.shape[1] :]
+
+
+class HeadConvolution(nn.Module):
+    """The part that makes MHA into MDHA: short kernels over the projected queries, keys and values.
+
+    Each channel of a head has its own kernel; ``shared`` kernels serve every head (RCMHA's public code), separate
+    ones differ from head to head (Primer, arXiv 2109.08668).
+
+    Args:
+        n_heads, d_head: heads, and channels of each.
+        kernel_size: taps, at least 1; the last multiplies the current position.
+        projections: which of ``q``, ``k`` and ``v`` are convolved; the others pass through.
+        init: ``identity`` (1 on the current position, 0 on the past), ``primer`` (0.5 on the current position, the
+            other 0.5 spread evenly over the past) or ``pytorch`` (uniform in ±1/√kernel_size, as ``nn.Conv1d``).
+    """
+
+    def __init__(
+        self,
+        n_heads: int,
+        d_head: int,
+        kernel_size: int = 3,
+        *,
+        shared: bool = True,
+        bias: bool = True,
+        projections: str = "qkv",
+        init: KernelInit = "identity",
+    ) -> None:
+        super().__init__()
+        if kernel_size < 1:
+            raise ValueError(f"kernel_size {kernel_size} has no tap: give 1 or more")
+        if projections not in ("q", "k", "v", "qk", "qv", "kv", "qkv"):
+            raise ValueError(f"projections {projections!r} must be some of q, k and v, in that order, such as 'kv'")
+        self.n_heads, self.projections, self.init = n_heads, projections, init
+        kernels = (len(projections), 1 if shared else n_heads, d_head)
+        self.weight = nn.Parameter(torch.empty(*kernels, kernel_size))
+        self.bias = nn.Parameter(torch.empty(kernels)) if bias else None
+        self.reset_parameters()
+
+    @property
+    def kernel_size(self) -> int:
+        return self.weight.shape[-1]
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        past = self.kernel_size - 1
+        if self.init == "pytorch":
+            self.weight.uniform_(-1 / math.sqrt(past + 1), 1 / math.sqrt(past + 1))
+        else:
+            now = 0.5 if self.init == "primer" and past else 1.0
+            self.weight.fill_((1 - now) / max(past, 1))
+            self.weight[..., -1] = now
+        if self.bias is not None:
+            bound = 1 / math.sqrt(past + 1) if self.init == "pytorch" else 0.0
+            self.bias.uniform_(-bound, bound)
+
+    def taps(self, projections: str = "qkv") -> tuple[Float[Tensor, "channels kernel"], Tensor | None]:
+        """The kernels and biases of ``projections`` laid out channel by channel, heads repeated."""
+        identity = torch.zeros_like(self.weight[0])
+        identity[..., -1] = 1
+        weight, bias = [], []
+        for name in projections:
+            at = self.projections.find(name)
+            weight.append(self.weight[at] if at >= 0 else identity)
+            if self.bias is not None:
+                bias.append(self.bias[at] if at >= 0 else torch.zeros_like(self.bias[0]))
+        heads = (self.n_heads, -1, -1)
+        taps = torch.cat([w.expand(*heads).flatten(0, 1) for w in weight])
+        return taps, torch.cat([b.expand(self.n_heads, -1).flatten() for b in bias]) if bias else None
+
+    def forward(
+        self,
+        x: Float[Tensor, "batch time channels"],
+        projections: str = "qkv",
+        history: Float[Tensor, "batch past channels"] | None = None,
+    ) -> Float[Tensor, "batch time channels"]:
+        """Convolve ``projections``, laid side by side in the channels, each with its heads side by side."""
+        return causal_depthwise_convolution(x, *self.taps(projections), history)

@@ -1,0 +1,73 @@
+"""Loss and accuracy over a whole text, in two stated ways."""
+
+import math
+from dataclasses import dataclass
+from itertools import groupby
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn import functional as F
+
+from rcmha_lite.model import LanguageModel, Memory
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Mean cross-entropy in nats per character, share of characters whose most probable prediction is right."""
+
+    loss: float
+    accuracy: float
+    positions: int
+
+    @property
+    def bits_per_character(self) -> float:
+        return self.loss / math.log(2)
+
+
+@torch.no_grad()
+def evaluate(
+    model: LanguageModel, ids: Int[Tensor, " time"], *, window: int = 256, sliding: bool = False, batch: int = 32
+) -> Evaluation:
+    """Score every character of ``ids`` but the first, each once.
+
+    Windows of ``window`` inputs lie side by side and every position is scored, nanoGPT's way; the first positions
+    of each have little context. ``sliding`` windows overlap by half, and only the second half is scored (of the
+    first window, all). A model with memory reads each window segment by segment, its memory empty at the start.
+    """
+    inputs, targets = ids[:-1], ids[1:]
+    if not len(inputs):
+        raise ValueError(f"{len(ids)} characters leave nothing to predict: give at least 2")
+    spans, done = [], 0
+    while done < len(inputs):
+        start = max(0, done - window // 2) if sliding else done
+        stop = min(start + window, len(inputs))
+        spans.append((start, stop - start, done - start))
+        done = stop
+    training, device = model.training, next(model.parameters()).device
+    model.eval()
+    loss, right = 0.0, 0
+    for (length, skip), group in groupby(spans, key=lambda span: span[1:]):
+        starts = torch.tensor([start for start, *_ in group])
+        for some in starts.split(batch):
+            at = some[:, None] + torch.arange(length)
+            logits = read_window(model, inputs[at].to(device))[:, skip:].flatten(0, 1).float()
+            wanted = targets[at[:, skip:]].flatten().to(device)
+            loss += F.cross_entropy(logits, wanted, reduction="sum").item()
+            right += int((logits.argmax(dim=-1) == wanted).sum())
+    model.train(training)
+    return Evaluation(loss / len(inputs), right / len(inputs), len(inputs))
+
+
+def read_window(
+    model: LanguageModel, ids: Int[Tensor, "batch time"]
+) -> Float[Tensor, "batch time vocabulary"]:
+    """Logits over a window: at once, or for a model with memory segment by segment from an empty memory."""
+    if not model.config.memory:
+        return model(ids)[0]
+    memory: Memory | None = None
+    logits = []
+    for segment in ids.split(model.config.context, dim=1):
+        out, memory = model(segment, memory)
+        logits.append(out)
+    return torch.cat(logits, dim=1)

@@ -1,0 +1,119 @@
+"""Checks for the reader's own code: the assertions that the package's tests use, with messages that help.
+
+Each takes the reader's function and raises AssertionError, saying what differs, or returns a line of praise.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional as F
+
+Attend = Callable[[Tensor], Tensor]
+
+
+def assert_same(yours: Tensor, expected: Tensor, what: str, tolerance: float = 1e-9) -> None:
+    """Same shape, and no element further than ``tolerance`` from the expected one."""
+    assert isinstance(yours, Tensor), f"{what}: expected a tensor, found {type(yours).__name__}"
+    assert yours.shape == expected.shape, f"{what}: expected shape {tuple(expected.shape)}, found {tuple(yours.shape)}"
+    worst = (yours.double() - expected.double()).abs().max().item() if expected.numel() else 0.0
+    assert worst <= tolerance, f"{what}: the largest difference from the expected values is {worst:.3g}"
+
+
+def random(*shape: int, seed: int = 0) -> Float[Tensor, "..."]:
+    """Standard normal numbers in float64, the same at every call."""
+    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def check_bigram(count: Callable[[str], dict[str, str]]) -> str:
+    """``count(text)`` gives, for each character that has a successor, its most frequent successor."""
+    assert count("aab") == {"a": "a"} or count("aab") == {"a": "b"}, "in 'aab', a is followed once by a, once by b"
+    assert count("abacab") == {"a": "b", "b": "a", "c": "a"}, f"in 'abacab' you found {count('abacab')}"
+    return "Right: every character predicts its most frequent successor."
+
+
+def check_accuracy(accuracy: Callable[[Tensor, Tensor], float]) -> str:
+    """``accuracy(logits, targets)`` is the share of positions whose largest logit is the target's."""
+    logits = torch.tensor([[[0.1, 2.0, 0.3], [1.0, 0.0, 0.5]]])
+    for targets, expected in (([[1, 0]], 1.0), ([[1, 2]], 0.5), ([[0, 2]], 0.0)):
+        found = float(accuracy(logits, torch.tensor(targets)))
+        assert found == expected, f"targets {targets} should score {expected}, you found {found}"
+    return "Right: accuracy counts exact hits and nothing else."
+
+
+def check_weights(weights: Callable[[Tensor, Tensor], Tensor]) -> str:
+    """``weights(q, k)``, both ``[time, d]``: softmax over j ≤ i of q_i·k_j / √d."""
+    for time, d in ((1, 2), (4, 3), (7, 16)):
+        q, k = random(time, d, seed=1), random(time, d, seed=2)
+        yours, expected = weights(q, k), torch.zeros(time, time, dtype=torch.float64)
+        for i in range(time):
+            expected[i, : i + 1] = (k[: i + 1] @ q[i] / d**0.5).softmax(dim=0)
+        assert yours.shape == expected.shape, f"expected {time} × {time} weights, found {tuple(yours.shape)}"
+        future = yours.triu(1).abs().max().item()
+        assert future == 0, f"a query puts weight {future:.3g} on a later key: mask before the softmax"
+        assert_same(yours.sum(dim=1), torch.ones(time, dtype=torch.float64), "the weights of each query must sum to 1")
+        assert_same(yours, expected, f"the weights of {time} positions of width {d}")
+    return "Right: causal, normalised, and scaled by √d."
+
+
+def check_causal(attend: Attend, *, width: int = 16, times: Sequence[int] = (1, 2, 9)) -> str:
+    """``attend``, of x ``[batch, time, width]``: changing x at t must leave every output before t as it was."""
+    for time in times:
+        x = random(2, time, width)
+        y = attend(x)
+        for t in range(time):
+            changed = x.clone()
+            changed[:, t:] += random(2, time - t, width, seed=t + 1)
+            assert_same(attend(changed)[:, :t], y[:, :t], f"outputs before position {t}, after a change at {t}", 1e-12)
+            moved = (attend(changed)[:, t] - y[:, t]).abs().max()
+            assert moved > 0, f"the output at {t} ignores the input there"
+    return "Right: no output depends on what comes after it."
+
+
+def check_convolution(convolve: Callable[[Tensor, Tensor], Tensor]) -> str:
+    """``convolve(x, taps)``, ``[time, channels]`` and ``[channels, kernel]``, the last tap on the current row."""
+    ones = torch.ones(4, 1, dtype=torch.float64)
+    yours = convolve(ones, torch.tensor([[100.0, 10.0, 1.0]], dtype=torch.float64))
+    assert_same(yours, torch.tensor([[1.0], [11], [111], [111]]), "taps 100, 10, 1 over ones (zeros to the left)")
+    for time, channels, kernel in ((1, 1, 1), (5, 2, 3), (3, 4, 9)):
+        x, taps = random(time, channels), random(channels, kernel, seed=1)
+        expected = torch.zeros_like(x)
+        for t in range(time):
+            for back in range(min(kernel, t + 1)):
+                expected[t] += taps[:, kernel - 1 - back] * x[t - back]
+        assert_same(convolve(x, taps), expected, f"{time} rows, {channels} channels, {kernel} taps")
+    return "Right: each channel sees its own past, and the last tap the present."
+
+
+def check_shift(shift: Callable[[Tensor], Tensor]) -> str:
+    """``shift(by_distance)`` turns columns δ of ``[time, time]`` into columns j = i − δ, for every j ≤ i."""
+    for time in (1, 2, 6):
+        by_distance = random(time, time)
+        yours = shift(by_distance)
+        assert yours.shape == by_distance.shape, f"expected {time} × {time}, found {tuple(yours.shape)}"
+        for i in range(time):
+            for j in range(i + 1):
+                where = f"row {i}, column {j} must hold distance {i - j}"
+                assert yours[i, j] == by_distance[i, i - j], where
+    return "Right: every score sits under its key."
+
+
+def check_squared_relu(activation: Callable[[Tensor], Tensor]) -> str:
+    """``activation(x)`` is max(x, 0)², with gradient 2·max(x, 0)."""
+    x = torch.tensor([-2.0, -0.5, 0.0, 0.5, 3.0], dtype=torch.float64, requires_grad=True)
+    y = activation(x)
+    assert_same(y, torch.tensor([0.0, 0.0, 0.0, 0.25, 9.0]), "squared ReLU of −2, −½, 0, ½, 3")
+    y.sum().backward()
+    assert x.grad is not None, "no gradient reaches the input: use torch's operations"
+    assert_same(x.grad, torch.tensor([0.0, 0.0, 0.0, 1.0, 6.0]), "its gradient there")
+    return "Right: zero on the left, a parabola on the right."
+
+
+def check_temperature(sample: Callable[[Tensor, float], Tensor]) -> str:
+    """``sample(logits, temperature)`` gives the probabilities softmax(logits / temperature)."""
+    logits = torch.tensor([2.0, 1.0, 0.0, -1.0], dtype=torch.float64)
+    for temperature in (0.25, 1.0, 4.0):
+        expected = F.softmax(logits / temperature, dim=0)
+        assert_same(sample(logits, temperature), expected, f"probabilities at temperature {temperature}")
+    return "Right: low temperatures sharpen, high ones flatten."

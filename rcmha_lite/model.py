@@ -1,0 +1,143 @@
+"""A Transformer-XL language model (Dai et al. 2019, arXiv 1901.02860) around the grid of attentions."""
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from rcmha_lite.attention import AttentionCache, MultiHeadAttention
+from rcmha_lite.config import Activation, Config
+from rcmha_lite.convolution import HeadConvolution
+from rcmha_lite.positions import (
+    AbsolutePosition,
+    LearnedRelativePosition,
+    RelativePosition,
+    SinusoidalRelativePosition,
+)
+
+
+def squared_relu(x: Tensor) -> Tensor:
+    """max(x, 0)², the activation of Primer (So et al. 2021, arXiv 2109.08668)."""
+    return F.relu(x).square()
+
+
+ACTIVATIONS = {"relu": F.relu, "relu2": squared_relu, "gelu": F.gelu}
+
+
+class Memory(NamedTuple):
+    """Detached inputs of every layer at the last positions, and the number of positions seen so far."""
+
+    hidden: Float[Tensor, "batch layers past d_model"]
+    seen: int
+
+
+class FeedForward(nn.Module):
+    """W_out · activation(W_in · x + b_in) + b_out, at each position alone."""
+
+    def __init__(self, d_model: int, d_ff: int, activation: Activation = "relu2") -> None:
+        super().__init__()
+        self.input, self.output = nn.Linear(d_model, d_ff), nn.Linear(d_ff, d_model)
+        self.activation = ACTIVATIONS[activation]
+
+    def forward(self, x: Float[Tensor, "batch time d_model"]) -> Float[Tensor, "batch time d_model"]:
+        return self.output(self.activation(self.input(x)))
+
+
+class Block(nn.Module):
+    """Pre-norm: x + attention(norm x), then x + feed_forward(norm x), each after dropout."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.attention_norm, self.feed_forward_norm = nn.LayerNorm(config.d_model), nn.LayerNorm(config.d_model)
+        self.attention = build_attention(config)
+        self.feed_forward = FeedForward(config.d_model, config.d_ff, config.activation)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(
+        self,
+        x: Float[Tensor, "batch time d_model"],
+        memory: Float[Tensor, "batch past d_model"] | None = None,
+        cache: AttentionCache | None = None,
+    ) -> Float[Tensor, "batch time d_model"]:
+        remembered = None if memory is None else self.attention_norm(memory)
+        x = x + self.dropout(self.attention(self.attention_norm(x), remembered, cache))
+        return x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
+
+
+def build_attention(config: Config) -> MultiHeadAttention:
+    """The cell of the grid that a configuration asks for."""
+    d_head = config.d_model // config.n_heads
+    position: RelativePosition | None = None
+    if config.position == "relative-learned":
+        position = LearnedRelativePosition(config.n_heads, d_head, config.context + config.memory)
+    elif config.position == "relative-sinusoidal":
+        position = SinusoidalRelativePosition(config.n_heads, d_head, config.d_position)
+    convolution = None
+    if config.kernel_size:
+        convolution = HeadConvolution(
+            config.n_heads, d_head, config.kernel_size, shared=config.shared_kernels, bias=config.kernel_bias,
+            projections=config.convolve, init=config.kernel_init,
+        )  # fmt: skip
+    return MultiHeadAttention(
+        config.d_model, config.n_heads, position=position, convolution=convolution, fresh_queries=config.fresh_queries
+    )
+
+
+class LanguageModel(nn.Module):
+    """Characters in, next-character logits out: embedding, blocks, norm, output layer."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.config = config
+        self.embedding = nn.Embedding(config.vocabulary, config.d_model)
+        kind = config.position.removeprefix("absolute-")
+        self.position: AbsolutePosition | None = None
+        if kind in ("sinusoidal", "learned"):
+            self.position = AbsolutePosition(config.d_model, learned=kind == "learned", length=config.context)
+        self.dropout = nn.Dropout(config.dropout)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
+        self.norm = nn.LayerNorm(config.d_model)
+        self.output = None if config.tie_embeddings else nn.Linear(config.d_model, config.vocabulary)
+        self.apply(self._initialise)
+
+    def _initialise(self, module: nn.Module) -> None:
+        if isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, std=module.in_features**-0.5)
+            nn.init.zeros_(module.bias)
+        if isinstance(module, nn.Embedding) and self.config.tie_embeddings:
+            nn.init.normal_(module.weight, std=self.config.d_model**-0.5)
+        if isinstance(module, MultiHeadAttention | FeedForward) and self.config.zero_output:
+            nn.init.zeros_(module.output.weight)
+
+    def new_cache(self, limit: int = 0) -> list[AttentionCache]:
+        """An empty cache for each block, of at most ``limit`` keys (0: all)."""
+        return [AttentionCache(limit) for _ in self.blocks]
+
+    def forward(
+        self,
+        ids: Int[Tensor, "batch time"],
+        memory: Memory | None = None,
+        cache: list[AttentionCache] | None = None,
+    ) -> tuple[Float[Tensor, "batch time vocabulary"], Memory | None]:
+        """Logits for the character after each of ``ids``, and the memory to give with the next segment.
+
+        ``memory`` (training, evaluation) holds hidden states, ``cache`` (generation) keys and values; give one.
+        """
+        seen = memory.seen if memory else cache[0].seen if cache else 0
+        x = self.embedding(ids)
+        x = self.dropout(self.position(x, seen) if self.position else x)
+        inputs = []
+        for n, block in enumerate(self.blocks):
+            inputs.append(x.detach())
+            x = block(x, memory.hidden[:, n] if memory else None, cache[n] if cache else None)
+        x = self.norm(x)
+        logits = self.output(x) if self.output else F.linear(x, self.embedding.weight)
+        return logits, self._remember(inputs, memory, seen) if self.config.memory else None
+
+    def _remember(self, inputs: list[Tensor], memory: Memory | None, seen: int) -> Memory:
+        hidden = torch.stack(inputs, dim=1)
+        if memory:
+            hidden = torch.cat((memory.hidden, hidden), dim=2)
+        return Memory(hidden[:, :, -self.config.memory :], seen + inputs[0].shape[1])

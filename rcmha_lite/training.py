@@ -1,0 +1,247 @@
+"""The whole of training: optimisers, schedule, loop, checkpoints, results."""
+
+import dataclasses
+import hashlib
+import json
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, PartialState
+from torch import Tensor
+from torch.nn import functional as F
+from tqdm.auto import tqdm
+
+from rcmha_lite import checkpoint
+from rcmha_lite.cache import write_whole
+from rcmha_lite.checkpoint import Progress
+from rcmha_lite.config import Config
+from rcmha_lite.data import CharTokenizer, contiguous_segments, load_tiny_shakespeare, random_windows, split
+from rcmha_lite.evaluation import evaluate
+from rcmha_lite.manifest import bfloat16_is_fast, manifest
+from rcmha_lite.model import LanguageModel, Memory
+
+
+class Interrupted(Exception):  # noqa: N818
+    """Training was stopped by Ctrl-C, after its checkpoint was written."""
+
+
+def build_optimizers(model: LanguageModel, config: Config) -> list[torch.optim.Optimizer]:
+    """Matrices of the blocks to Muon (Jordan et al. 2024) or, decayed, to Adam; everything else to Adam undecayed."""
+    named = list(model.named_parameters())
+    hidden = {n for n, p in named if n.startswith("blocks.") and p.ndim == 2 and n.endswith(("weight", "projection"))}
+    matrices, rest = [p for n, p in named if n in hidden], [p for n, p in named if n not in hidden]
+    kind = torch.optim.Adam if config.optimizer == "adam" else torch.optim.AdamW
+    groups: list[dict[str, Any]] = [{"params": rest, "weight_decay": 0.0}]
+    optimizers: list[torch.optim.Optimizer] = []
+    if config.optimizer == "muon":
+        optimizers.append(
+            torch.optim.Muon(
+                matrices, lr=config.muon_rate, weight_decay=config.weight_decay, adjust_lr_fn="original"
+            )
+        )
+    else:
+        groups.append({"params": matrices, "weight_decay": config.weight_decay})
+    optimizers.append(kind(groups, lr=config.learning_rate, betas=(0.9, config.beta2), fused=True))
+    return optimizers
+
+
+def rate_factor(config: Config, step: int) -> float:
+    """What the learning rates are multiplied by at ``step`` = 0, 1, …, steps − 1.
+
+    linear: min(1, (step + 1) / warmup, (steps − step) / (decay · steps)); noam (Vaswani et al. 2017):
+    d_model^−½ · min((step + 1)^−½, (step + 1) · warmup^−1½).
+    """
+    done = step + 1
+    if config.schedule == "noam":
+        return config.d_model**-0.5 * min(done**-0.5, done * max(config.warmup, 1) ** -1.5)
+    falling = (config.steps - step) / (config.decay * config.steps) if config.decay else 1.0
+    return min(1.0, done / max(config.warmup, 1), falling)
+
+
+def loss_and_accuracy(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean cross-entropy in nats, and the share of targets that are the most probable prediction."""
+    loss = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten())
+    return loss, (logits.detach().argmax(dim=-1) == targets).float().mean()
+
+
+class Trainer:
+    """One run: its model, optimisers, data and folder. ``train`` is the whole of its use."""
+
+    def __init__(self, config: Config, out: Path, text: str) -> None:
+        AcceleratorState._reset_state(reset_partial_state=True)  # a process may train more than once
+        device = PartialState(cpu=config.device == "cpu").device
+        half = config.precision == "bfloat16" or (config.precision == "auto" and bfloat16_is_fast(device))
+        self.accelerator = Accelerator(
+            mixed_precision="bf16" if half else "no",
+            cpu=config.device == "cpu",
+            gradient_accumulation_steps=config.accumulate,
+        )
+        self.config, self.out = config, out
+        self.world, self.rank = self.accelerator.num_processes, self.accelerator.process_index
+        if config.batch % (self.world * config.accumulate):
+            parts = f"{self.world} processes × accumulate {config.accumulate}"
+            raise ValueError(f"batch {config.batch} is not divisible by {parts}")
+        self.train_ids, self.validation_ids = split(CharTokenizer().encode(text))
+        torch.manual_seed(config.seed)
+        self.model = LanguageModel(config)
+        self.optimizers = build_optimizers(self.model, config)
+        self.rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in self.optimizers]
+        self.runner, *self.prepared = self.accelerator.prepare(self.model, *self.optimizers)
+        if config.compile:
+            self.runner = torch.compile(self.runner)
+        memory, progress = checkpoint.load_training(out, self.model, self.optimizers)
+        self.memory = memory and Memory(memory.hidden[self.share], memory.seen)
+        self.done, self.seconds, self.curve = progress.step, progress.seconds, list(progress.curve)
+
+    @property
+    def share(self) -> slice:
+        """This process's part of a batch."""
+        return slice(self.rank * self.config.batch // self.world, (self.rank + 1) * self.config.batch // self.world)
+
+    def batch(self, step: int) -> tuple[Tensor, Tensor]:
+        """This process's inputs and targets; with memory, segments that go on where the last step's ended."""
+        config = self.config
+        shape = {"batch": config.batch, "length": config.context}
+        if config.memory:
+            inputs, targets, first = contiguous_segments(self.train_ids, **shape, step=step)
+            self.memory = None if first else self.memory
+        else:
+            inputs, targets = random_windows(self.train_ids, **shape, seed=config.seed, step=step)
+        return inputs[self.share].to(self.accelerator.device), targets[self.share].to(self.accelerator.device)
+
+    def step(self, step: int) -> Tensor:
+        """One optimiser step; this process's [loss, accuracy]."""
+        torch.manual_seed((self.config.seed * 1_000_003 + step) * self.world + self.rank)
+        for optimizer, initial in zip(self.optimizers, self.rates, strict=True):
+            for group, rate in zip(optimizer.param_groups, initial, strict=True):
+                group["lr"] = rate * rate_factor(self.config, step)
+        total = torch.zeros(2, device=self.accelerator.device)
+        parts = self.config.accumulate
+        for x, y in zip(*(ids.chunk(parts) for ids in self.batch(step)), strict=True):
+            with self.accelerator.accumulate(self.runner):
+                logits, self.memory = self.runner(x, self.memory)
+                loss, accuracy = loss_and_accuracy(logits, y)
+                self.accelerator.backward(loss)
+                if self.accelerator.sync_gradients and self.config.clip:
+                    self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.clip)
+                for optimizer in self.prepared:
+                    optimizer.step()
+                    optimizer.zero_grad()
+            total += torch.stack((loss.detach(), accuracy)) / parts
+        return total
+
+    def save(self) -> None:
+        """Checkpoint and weights, by the main process."""
+        memory = self.memory and Memory(self.accelerator.gather(self.memory.hidden), self.memory.seen)
+        if self.accelerator.is_main_process:
+            progress = Progress(self.done, self.seconds, tuple(self.curve))
+            checkpoint.save_training(self.out, self.model, self.optimizers, memory, progress)
+            checkpoint.save_weights(self.out, self.model)
+
+    def run(self, show: bool) -> None:
+        """The steps that are left. Interrupted, after a checkpoint, if Ctrl-C asked for it."""
+        config, since = self.config, torch.zeros(3, device=self.accelerator.device)
+        characters = config.batch * config.context
+        bar = tqdm(total=config.steps, initial=self.done, unit="step", disable=not (show and self._main))
+        with bar, stop_requested() as stop:
+            for step in range(self.done, config.steps):
+                began = time.perf_counter()
+                sums = torch.cat((self.step(step), torch.ones(1, device=since.device), stop.to(since.device)))
+                sums = self.accelerator.reduce(sums, "sum") / self.world
+                since, self.done = since + sums[:3], step + 1
+                speed = characters / (time.perf_counter() - began)
+                if config.eval_every and self.done % config.eval_every == 0 or self.done == config.steps:
+                    self.curve.append(self.validate(since))
+                    since = torch.zeros_like(since)
+                self.seconds += time.perf_counter() - began
+                stopping = bool(sums[3] > 0)
+                if stopping or self.done % config.checkpoint_every == 0 or self.done == config.steps:
+                    self.save()
+                loss, accuracy = sums[:2].tolist()
+                shown = {"loss": f"{loss:.3f}", "accuracy": f"{accuracy:.3f}", "characters/s": f"{speed:,.0f}"}
+                bar.set_postfix(shown, refresh=False)
+                bar.update()
+                if stopping and self.done < config.steps:
+                    raise Interrupted(f"stopped after step {self.done}; the same command goes on from {self.out}")
+
+    @property
+    def _main(self) -> bool:
+        return self.accelerator.is_main_process
+
+    def validate(self, since: Tensor) -> dict[str, float]:
+        """A point of the learning curve: training means since the last one, and the whole validation split."""
+        loss, accuracy = (since[:2] / since[2]).tolist()
+        found = evaluate(self.model, self.validation_ids, window=self.config.window)
+        point = {"step": self.done, "train_loss": loss, "train_accuracy": accuracy}
+        return point | {"val_loss": found.loss, "val_accuracy": found.accuracy}
+
+
+def train(config: Config, out: str | Path, *, text: str | None = None, progress: bool = True) -> dict[str, Any]:
+    """Train on Tiny Shakespeare into the folder ``out``, or go on with the run that stopped there.
+
+    A step's windows and dropout depend on the seed and the step alone, so a run that is killed and resumed ends, on
+    a CPU, with the same weights bit for bit as one that was not. Several processes (``torchrun -m rcmha_lite train``)
+    share each batch. Returns the results, also written to ``out/results.json``. Raises CheckpointError if ``out``
+    holds another run, and Interrupted, with the checkpoint written, after Ctrl-C.
+    """
+    text, out = load_tiny_shakespeare() if text is None else text, Path(out)
+    trainer = Trainer(config, out, text)
+    if not trainer.done:
+        trainer.save()
+    trainer.run(progress)
+    if not trainer.accelerator.is_main_process:
+        return {}
+    results = summarise(trainer, text)
+    write_whole(out / checkpoint.RESULTS, (json.dumps(results, indent=2) + "\n").encode())
+    return results
+
+
+def summarise(trainer: Trainer, text: str) -> dict[str, Any]:
+    """The finished run's validation figures in float32, both ways; its curve, configuration and manifest."""
+    model = checkpoint.load_model(trainer.out, trainer.accelerator.device)
+    config, ids = trainer.config, trainer.validation_ids
+    side_by_side = evaluate(model, ids, window=config.window)
+    sliding = evaluate(model, ids, window=config.window, sliding=True)
+    return {
+        "val_loss": side_by_side.loss,
+        "val_accuracy": side_by_side.accuracy,
+        "val_loss_sliding": sliding.loss,
+        "val_accuracy_sliding": sliding.accuracy,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "characters": config.steps * config.batch * config.context,
+        "seconds": trainer.seconds,
+        "characters_per_second": config.steps * config.batch * config.context / trainer.seconds,
+        "curve": trainer.curve,
+        "config": dataclasses.asdict(config),
+        "manifest": manifest()
+        | {
+            "seed": config.seed,
+            "data_sha256": hashlib.sha256(text.encode()).hexdigest(),
+            "device": str(trainer.accelerator.device),
+            "precision": trainer.accelerator.mixed_precision,
+            "processes": trainer.world,
+        },
+    }
+
+
+@contextmanager
+def stop_requested() -> Iterator[Tensor]:
+    """A flag, shape [1], that Ctrl-C or a termination request sets to 1, so that the step in hand can end."""
+    flag = torch.zeros(1)
+    if threading.current_thread() is not threading.main_thread():
+        yield flag
+        return
+    kinds = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(kind, lambda *_: flag.fill_(1)) for kind in kinds]
+    try:
+        yield flag
+    finally:
+        for kind, handler in zip(kinds, before, strict=True):
+            signal.signal(kind, handler)

@@ -1,0 +1,39 @@
+"""What the tests share: the folder of golden arrays, and small random inputs."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import jaxtyping
+import pytest
+import torch
+
+
+torch.set_num_threads(1)  # the tensors are small, and pytest-xdist gives every core a worker
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--golden-dir",
+        type=Path,
+        default=Path(__file__).parent / "golden",
+        help="folder of recorded arrays (*.npz) to check the modules against",
+    )
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "golden_file" in metafunc.fixturenames:
+        files = sorted(metafunc.config.getoption("--golden-dir").glob("*.npz"))
+        metafunc.parametrize("golden_file", files, ids=[file.stem for file in files])
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def unchecked() -> Iterator[None]:
+    """Without the tests' own type checks, as users run the package."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)

@@ -1,0 +1,175 @@
+"""Attention against PyTorch's own, against explicit formulas, and the properties of every cell of the grid."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn import functional as F
+
+from rcmha_lite import attention, exercises, positions
+from rcmha_lite.attention import MultiHeadAttention, attention_weights, fused_attention, mdha, mha, rcmha, rmha
+from rcmha_lite.convolution import HeadConvolution
+
+CELLS = {
+    "mha": lambda: mha(16, 4),
+    "mdha": lambda: mdha(16, 4),
+    "rmha sinusoidal": lambda: rmha(16, 4),
+    "rmha learned": lambda: rmha(16, 4, distances=32),
+    "rcmha sinusoidal": lambda: rcmha(16, 4),
+    "rcmha learned": lambda: rcmha(16, 4, distances=32),
+    "rcmha kernel 9": lambda: rcmha(16, 4, kernel_size=9),
+}
+
+
+def scrambled(module: nn.Module, seed: int = 0) -> nn.Module:
+    """The module in float64 with every parameter random, so that no zero hides a term."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in module.double().parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator, dtype=torch.float64) / 2)
+    return module
+
+
+def close(a, b, tolerance=1e-10):
+    torch.testing.assert_close(a, b, rtol=0, atol=tolerance)
+
+
+@pytest.fixture(params=CELLS)
+def cell(request) -> MultiHeadAttention:
+    return scrambled(CELLS[request.param]())
+
+
+def test_small_integers_by_hand():
+    """Two positions, width one: the second weighs keys 0 and ln 3 as 1 : 3."""
+    q = torch.ones(1, 1, 2, 1)
+    k = torch.tensor([1.0, 3.0]).log()[None, None, :, None]
+    v = torch.tensor([4.0, 8.0])[None, None, :, None]
+    close(attention_weights(q, k)[0, 0], torch.tensor([[1.0, 0.0], [0.25, 0.75]]), 1e-6)
+    close(attention.attention(q, k, v).flatten(), torch.tensor([4.0, 7.0]), 1e-6)
+
+
+@pytest.mark.parametrize("time", [1, 2, 17])
+def test_equals_torch_multihead_attention(time):
+    ours, theirs = scrambled(mha(16, 4)), nn.MultiheadAttention(16, 4, batch_first=True, dtype=torch.float64)
+    with torch.no_grad():
+        theirs.in_proj_weight.copy_(torch.cat([ours.query.weight, ours.key.weight, ours.value.weight]))
+        theirs.in_proj_bias.copy_(torch.cat([ours.query.bias, ours.key.bias, ours.value.bias]))
+        theirs.out_proj.weight.copy_(ours.output.weight)
+        theirs.out_proj.bias.copy_(ours.output.bias)
+    x = exercises.random(3, time, 16)
+    mask = ~attention.causal_mask(time, time)
+    y, weights = theirs(x, x, x, attn_mask=mask, average_attn_weights=False)
+    close(ours(x), y)
+    close(ours.weights(x), weights)
+
+
+@given(queries=st.integers(1, 9), past=st.integers(0, 9), width=st.integers(4, 7), biased=st.booleans())
+@settings(max_examples=30, deadline=None)
+def test_fused_equals_plain_forward_and_backward(queries, past, width, biased):
+    q, k, v = (
+        exercises.random(2, 3, n, w, seed=s).requires_grad_()
+        for s, (n, w) in enumerate([(queries, width), (queries + past, width), (queries + past, 4)])
+    )
+    bias = exercises.random(2, 3, queries, queries + past, seed=4).requires_grad_() if biased else None
+    inputs = [t for t in (q, k, v, bias) if t is not None]
+    results = []
+    for function in (attention.attention, fused_attention):
+        y = function(q, k, v, bias, scale=0.3)
+        results.append((y, *torch.autograd.grad((y * exercises.random(*y.shape, seed=5)).sum(), inputs)))
+    for plain, fused in zip(*results, strict=True):
+        close(fused, plain)
+
+
+def test_scaled_dot_product_attention_agrees():
+    q, k, v = (exercises.random(2, 3, 8, 4, seed=s) for s in range(3))
+    close(attention.attention(q, k, v), F.scaled_dot_product_attention(q, k, v, is_causal=True))
+
+
+@pytest.mark.parametrize("past", [0, 7])
+def test_causality(cell, past):
+    memory = exercises.random(2, past, 16, seed=9) if past else None
+    exercises.check_causal(lambda x: cell(x, memory))
+
+
+def test_every_query_sees_all_of_memory(cell):
+    x, memory = exercises.random(1, 4, 16), exercises.random(1, 6, 16, seed=1)
+    weights = cell.weights(x, memory)
+    assert weights.shape == (1, 4, 4, 10)
+    close(weights.sum(-1), torch.ones(1, 4, 4, dtype=torch.float64))
+    assert (weights[..., :7] > 0).all()
+    assert (weights[0, :, 0, 7:] == 0).all()
+
+
+@given(time=st.integers(1, 12), shared=st.booleans(), kernel=st.integers(1, 9))
+@settings(max_examples=20, deadline=None)
+def test_identity_kernel_makes_mdha_mha(time, shared, kernel):
+    plain = scrambled(mha(16, 4))
+    module = MultiHeadAttention(16, 4, convolution=HeadConvolution(4, 4, kernel, shared=shared)).double()
+    module.load_state_dict(plain.state_dict(), strict=False)
+    x = exercises.random(2, time, 16)
+    close(module(x), plain(x))
+
+
+@pytest.mark.parametrize("distances", [None, 12])
+def test_zeroed_relative_part_makes_rmha_mha(distances):
+    plain, module = scrambled(mha(16, 4)), scrambled(rmha(16, 4, distances))
+    module.load_state_dict(plain.state_dict(), strict=False)
+    x = exercises.random(2, 12, 16)
+    assert (module(x) - plain(x)).abs().max() > 1e-3
+    with torch.no_grad():
+        for parameter in module.position.parameters():
+            parameter.zero_()
+    close(module(x), plain(x))
+
+
+@given(past=st.integers(0, 8), time=st.integers(1, 8), shift=st.integers(1, 5000))
+@settings(max_examples=20, deadline=None)
+def test_positions_enter_only_as_differences(past, time, shift):
+    """Keys at shift … shift + past + time − 1 and queries at the last of these score as they do at 0 …"""
+    module = scrambled(positions.SinusoidalRelativePosition(4, 4, 6))
+    q, k = exercises.random(1, 4, time, 4), exercises.random(1, 4, past + time, 4, seed=1)
+    qs, ks, _ = module(q, k)
+    earlier = exercises.random(1, 4, shift, 4, seed=2)
+    ql, kl, _ = module(q, torch.cat((earlier, k), dim=2))
+    close(ql @ kl[:, :, shift:].transpose(-1, -2), qs @ ks.transpose(-1, -2), 1e-8)
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_memory_and_segment_shifted_together(name):
+    """A module's output depends on what it is given, not on how much text came before."""
+    module = scrambled(CELLS[name]())
+    stream = exercises.random(1, 14, 16)
+    whole = module(stream[:, 4:14])
+    split = module(stream[:, 9:14], stream[:, 4:9])
+    close(split, whole[:, 5:])
+
+
+def test_fresh_queries_break_the_equality_with_the_whole():
+    """RCMHA's public code restarts the query convolution at each segment."""
+    module = scrambled(rcmha(16, 4, distances=16))
+    stream = exercises.random(1, 10, 16)
+    whole = module(stream)[:, 5:]
+    close(module(stream[:, 5:], stream[:, :5]), whole)
+    module.fresh_queries = True
+    difference = (module(stream[:, 5:], stream[:, :5]) - whole).abs().amax(dim=(0, 2))
+    assert (difference[:2] > 1e-3).all()
+    close(difference[2:], torch.zeros(3, dtype=torch.float64))
+
+
+def test_errors_say_what_to_do():
+    with pytest.raises(ValueError, match="d_model 130 is not divisible by n_heads 8"):
+        mha(130, 8)
+    with pytest.raises(IndexError, match="12 positions back lies outside a table of 12 distances"):
+        rmha(16, 4, distances=12).double()(exercises.random(1, 13, 16))
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_bfloat16_is_close(name):
+    """Under autocast, within 2 % of the largest output."""
+    module = CELLS[name]()
+    x = torch.randn(2, 12, 16)
+    exact = module(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        rough = module(x)
+    assert (rough.float() - exact).abs().max() < 0.02 * exact.abs().max()

@@ -1,0 +1,85 @@
+"""The reader's checks accept right answers and refuse the usual wrong ones."""
+
+from collections import Counter, defaultdict
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from rcmha_lite import attention, convolution, exercises, generation, positions
+from rcmha_lite.model import squared_relu
+
+
+def bigram(text):
+    following = defaultdict(Counter)
+    for a, b in zip(text, text[1:], strict=False):
+        following[a][b] += 1
+    return {a: counts.most_common(1)[0][0] for a, counts in following.items()}
+
+
+def weights(q, k):
+    return attention.attention_weights(q[None, None], k[None, None])[0, 0]
+
+
+def convolve(x, taps):
+    return convolution.causal_depthwise_convolution(x[None], taps)[0]
+
+
+def shift(by_distance):
+    return positions.distance_to_key(by_distance[None, None], len(by_distance))[0, 0]
+
+
+def running_mean(x):
+    return x.cumsum(1) / torch.arange(1, x.shape[1] + 1)[:, None]
+
+
+RIGHT = [
+    (exercises.check_bigram, bigram),
+    (exercises.check_accuracy, lambda logits, targets: (logits.argmax(-1) == targets).float().mean()),
+    (exercises.check_weights, weights),
+    (exercises.check_causal, running_mean),
+    (exercises.check_causal, attention.mha(16, 2).double()),
+    (exercises.check_convolution, convolve),
+    (exercises.check_shift, shift),
+    (exercises.check_squared_relu, squared_relu),
+    (exercises.check_temperature, lambda z, t: generation.next_probabilities(z, temperature=t)),
+]
+
+WRONG = {
+    "bigram: predecessors": (exercises.check_bigram, lambda text: bigram(text[::-1])),
+    "accuracy: of the first position": (exercises.check_accuracy, lambda z, y: (z.argmax(-1) == y).float()[0, 0]),
+    "weights: no mask": (exercises.check_weights, lambda q, k: (q @ k.T / q.shape[1] ** 0.5).softmax(-1)),
+    "weights: masked after the softmax": (exercises.check_weights, lambda q, k: (q @ k.T).softmax(-1).tril()),
+    "weights: no scale": (exercises.check_weights, lambda q, k: weights(q * q.shape[1] ** 0.5, k)),
+    "weights: the diagonal hidden": (
+        exercises.check_weights,
+        lambda q, k: (q @ k.T).masked_fill(torch.ones(len(q), len(q)).triu().bool(), -1e9).softmax(-1),
+    ),
+    "causal: the mean of all": (exercises.check_causal, lambda x: x.mean(1, keepdim=True).expand_as(x)),
+    "causal: one step late": (exercises.check_causal, lambda x: F.pad(x, (0, 0, 1, 0))[:, :-1]),
+    "causal: one step early": (exercises.check_causal, lambda x: F.pad(x, (0, 0, 0, 1))[:, 1:] + x),
+    "convolution: padded on the right": (
+        exercises.check_convolution,
+        lambda x, w: convolve(F.pad(x, (0, 0, 0, w.shape[1] - 1)), w)[w.shape[1] - 1 :],
+    ),
+    "convolution: taps reversed": (exercises.check_convolution, lambda x, w: convolve(x, w.flip(1))),
+    "convolution: channels mixed": (exercises.check_convolution, lambda x, w: convolve(x.roll(1, 1), w)),
+    "shift: transposed": (exercises.check_shift, lambda s: shift(s).T),
+    "shift: one off": (exercises.check_shift, lambda s: shift(s).roll(1, 1)),
+    "shift: none": (exercises.check_shift, lambda s: s),
+    "squared ReLU: x²": (exercises.check_squared_relu, torch.square),
+    "squared ReLU: ReLU": (exercises.check_squared_relu, torch.relu),
+    "temperature: multiplied": (exercises.check_temperature, lambda z, t: (z * t).softmax(-1)),
+}
+
+
+@pytest.mark.parametrize(("check", "answer"), RIGHT)
+def test_right_answers_pass(check, answer):
+    assert check(answer).startswith("Right")
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_wrong_answers_fail(name):
+    check, answer = WRONG[name]
+    with pytest.raises(AssertionError, match=r"\w"):
+        check(answer)

@@ -1,0 +1,102 @@
+"""Sampling: the distribution, the stream, and the cache."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rcmha_lite import exercises
+from rcmha_lite.config import CELLS, PRESETS
+from rcmha_lite.data import CharTokenizer
+from rcmha_lite.generation import generate, generate_ids, next_probabilities
+from rcmha_lite.model import LanguageModel
+
+logits = torch.tensor([2.0, 1.0, 0.0, -1.0])
+
+
+def model(**changes):
+    torch.manual_seed(0)
+    changes = {"context": 12, "window": 12, "zero_output": False} | changes
+    return LanguageModel(PRESETS["tiny"].replace(**changes)).eval()
+
+
+def test_temperature():
+    exercises.check_temperature(lambda z, t: next_probabilities(z, temperature=t))
+    assert next_probabilities(logits, temperature=0).tolist() == [1, 0, 0, 0]
+    assert next_probabilities(torch.tensor([1.0, 3.0, 3.0]), temperature=0).tolist() == [0, 1, 0]
+
+
+def test_top_k_and_top_p_by_hand():
+    p = torch.tensor([0.5, 0.3, 0.15, 0.05])
+    assert torch.allclose(next_probabilities(p.log(), top_k=2), torch.tensor([0.625, 0.375, 0, 0]))
+    assert torch.allclose(next_probabilities(p.log(), top_p=0.7), torch.tensor([0.625, 0.375, 0, 0]))
+    assert torch.allclose(next_probabilities(p.log(), top_p=0.4), torch.tensor([1.0, 0, 0, 0]))
+    assert torch.allclose(next_probabilities(p.log(), top_p=1.0), p)
+    assert torch.allclose(next_probabilities(p.log(), top_k=9), p)
+    assert next_probabilities(torch.zeros(4), top_k=2).count_nonzero() == 2
+
+
+@given(st.integers(1, 4), st.floats(0.01, 1), st.floats(0, 5))
+def test_always_a_distribution(top_k, top_p, temperature):
+    p = next_probabilities(logits, temperature=temperature, top_k=top_k, top_p=top_p)
+    assert p.sum().item() == pytest.approx(1)
+    assert 1 <= p.count_nonzero() <= top_k
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [({"temperature": -1.0}, "temperature -1.0"), ({"top_k": 0}, "top_k 0"), ({"top_p": 0.0}, "top_p 0.0")],
+)
+def test_bad_sampling_is_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        next_probabilities(logits, **arguments)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_cached_greedy_text_equals_recomputation(cell):
+    network, prompt = model(**CELLS[cell]).double(), torch.tensor([1, 2, 3])
+    cached = list(generate_ids(network, prompt, 9, temperature=0))
+    ids = prompt.tolist()
+    for _ in range(9):
+        ids.append(int(network(torch.tensor([ids]))[0][0, -1].argmax()))
+    assert cached == ids[3:]
+
+
+@pytest.mark.parametrize("changes", [*CELLS.values(), {"position": "absolute-learned"}, {"position": "relative-learned"}])
+def test_runs_past_the_context_with_bounded_cache(changes):
+    network = model(**changes)
+    held = []
+    new_cache = network.new_cache
+    network.new_cache = lambda limit: held.append(new_cache(limit)) or held[-1]
+    assert len(list(generate_ids(network, torch.arange(20), 30))) == 30
+    assert max(layer.keys.shape[2] for cache in held for layer in cache) <= 12
+
+
+def test_seed_decides_the_text():
+    network = model()
+    first, again, other = ("".join(generate(network, "ROMEO:", 40, seed=s)) for s in (1, 1, 2))
+    assert first == again != other
+    assert len(first) == 40
+
+
+def test_stop_string_is_cut_wherever_the_pieces_fall(monkeypatch):
+    text = "to be, or not to be"
+    monkeypatch.setattr("rcmha_lite.generation.generate_ids", lambda *_: iter(CharTokenizer().encode(text).tolist()))
+    for stop, expected in (("or", "to be, "), ("t to", "to be, or no"), ("zz", text), ("to ", ""), ("ee", text)):
+        pieces = list(generate(model(), "A", stop=stop))
+        assert "".join(pieces) == expected
+        assert all(pieces)
+    assert len(list(generate(model(), "A"))) == len(text)
+
+
+def test_training_mode_comes_back():
+    network = model().train()
+    list(generate_ids(network, torch.tensor([1]), 2))
+    assert network.training
+
+
+def test_bad_prompts():
+    with pytest.raises(ValueError, match="prompt is empty"):
+        list(generate(model(), ""))
+    with pytest.raises(ValueError, match="unknown characters 'é'"):
+        list(generate(model(), "café"))

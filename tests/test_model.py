@@ -1,0 +1,174 @@
+"""The language model: memory, streaming, configuration."""
+
+import dataclasses
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from rcmha_lite import exercises
+from rcmha_lite.config import CELLS, PRESETS, Config
+from rcmha_lite.evaluation import read_window
+from rcmha_lite.model import LanguageModel, squared_relu
+
+SMALL = Config(
+    vocabulary=11, layers=2, d_model=16, n_heads=2, d_ff=24, d_position=6, context=16, window=16, zero_output=False,
+    kernel_init="pytorch",
+)  # fmt: skip
+GRID = {**CELLS, "learned table": {"position": "relative-learned"}, "no position": {"position": "none"}}
+
+
+def build(**changes) -> LanguageModel:
+    torch.manual_seed(3)
+    model = LanguageModel(SMALL.replace(**changes)).double().eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    return model
+
+
+def close(a, b, tolerance=1e-10):
+    torch.testing.assert_close(a, b, rtol=0, atol=tolerance)
+
+
+ids = torch.arange(48).mul(7).remainder(11).view(2, 24)
+
+
+@pytest.mark.parametrize("cell", GRID)
+@given(cuts=st.sets(st.integers(1, 15)))
+@settings(max_examples=6, deadline=None)
+def test_streaming_equals_the_whole(cell, cuts):
+    """Fed in any pieces through the cache, a sequence gives the logits of the sequence fed at once."""
+    model = build(**GRID[cell])
+    whole, _ = model(ids[:, :16])
+    cache, parts, at = model.new_cache(), [], [0, *sorted(cuts), 16]
+    for start, stop in zip(at, at[1:], strict=False):
+        parts.append(model(ids[:, start:stop], cache=cache)[0])
+    close(torch.cat(parts, dim=1), whole)
+
+
+@pytest.mark.parametrize("cell", GRID)
+def test_segments_with_long_memory_equal_the_whole_in_one_layer(cell):
+    """With memory that reaches back to the start, segment by segment equals all at once."""
+    changes = GRID[cell] | {"context": 4, "memory": 20, "layers": 1}
+    model = build(**changes)
+    close(read_window(model, ids), model(ids)[0])
+
+
+def test_memory_is_bounded_detached_and_ordered():
+    model = build(context=4, memory=6)
+    _, memory = model(ids[:, :4])
+    assert memory.hidden.shape == (2, 2, 4, 16)
+    logits, memory = model(ids[:, 4:8], memory)
+    assert memory.hidden.shape == (2, 2, 6, 16)
+    assert memory.seen == 8
+    assert not memory.hidden.requires_grad
+    assert logits.requires_grad
+    close(memory.hidden[:, 0, -4:], model.embedding(ids[:, 4:8]))
+    close(memory.hidden[:, 0, :2], model.embedding(ids[:, 2:4]))
+
+
+@pytest.mark.parametrize("cell", GRID)
+def test_model_is_causal_through_memory(cell):
+    model = build(**GRID[cell], memory=5)
+    _, memory = model(ids[:, :5])
+    changed = ids[:, 5:10].clone()
+    changed[:, 3] = (changed[:, 3] + 1) % 11
+    a, b = (model(x, memory)[0] for x in (ids[:, 5:10], changed))
+    close(a[:, :3], b[:, :3], 1e-12)
+    assert (a[:, 3:] - b[:, 3:]).abs().max() > 1e-6
+    other = memory._replace(hidden=memory.hidden.flip(3))
+    assert (model(ids[:, 5:10], other)[0] - a).abs().max() > 1e-6
+
+
+def test_relative_model_does_not_know_where_it_is():
+    """The same memory and segment give the same logits however much text came before; absolute ones do not."""
+    for position, same in (("relative-sinusoidal", True), ("relative-learned", True), ("absolute-sinusoidal", False)):
+        model = build(position=position, memory=4)
+        _, memory = model(ids[:, :4])
+        later = memory._replace(seen=memory.seen + 100)
+        difference = (model(ids[:, 4:8], memory)[0] - model(ids[:, 4:8], later)[0]).abs().max()
+        assert (difference < 1e-10) == same
+
+
+def test_tied_embeddings_share_the_weight():
+    tied, free = build(tie_embeddings=True), build()
+    assert sum(p.numel() for p in free.parameters()) - sum(p.numel() for p in tied.parameters()) == 11 * 17
+    logits, _ = tied(ids)
+    logits[..., 5].sum().backward()
+    assert tied.embedding.weight.grad[5].abs().max() > 0
+    assert not any(name.startswith("output") for name in tied.state_dict())
+
+
+def test_squared_relu():
+    exercises.check_squared_relu(squared_relu)
+
+
+def test_dropout_only_in_training():
+    model = build(dropout=0.5)
+    assert torch.equal(model(ids)[0], model(ids)[0])
+    model.train()
+    assert not torch.equal(model(ids)[0], model(ids)[0])
+
+
+def test_zero_output_starts_as_the_embedding_alone():
+    model = LanguageModel(SMALL.replace(zero_output=True)).eval()
+    expected = model.output(model.norm(model.embedding(ids)))
+    assert torch.allclose(model(ids)[0], expected, atol=1e-6)
+
+
+def test_paper_preset_has_the_parameters_counted_from_the_public_code():
+    """0.84 M with the tables cut to the 34 rows in use; in each layer 192 convolution weights and biases."""
+    model = LanguageModel(PRESETS["paper"])
+    assert sum(p.numel() for p in model.parameters()) == pytest.approx(0.84e6, abs=5e3)
+    attention = model.blocks[0].attention
+    assert sum(p.numel() for p in attention.convolution.parameters()) == 192
+    assert attention.position.embedding.shape == (34, 8, 16)
+    tables = sum(p.numel() for p in (attention.position.embedding, attention.position.bias))
+    kept = sum(p.numel() for p in attention.parameters()) - tables
+    biases_that_public_code_lacks = 2 * 128
+    assert kept + tables * 8192 // 34 - biases_that_public_code_lacks == 1_180_224
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"d_model": 130, "n_heads": 8}, "d_model 130 is not divisible by n_heads 8"),
+        ({"position": "nowhere"}, "position 'nowhere' is not one of none, absolute-sinusoidal"),
+        ({"dropout": 1.5}, "dropout 1.5 is too large: give less than 1"),
+        ({"layers": 0}, "layers 0 is too small: give 1 or more"),
+        ({"layers": 2.5}, "layers 2.5 is not of type int"),
+        ({"learning_rate": float("nan")}, "learning_rate nan"),
+        ({"batch": 10, "accumulate": 3}, "batch 10 is not divisible by accumulate 3"),
+        ({"position": "absolute-learned", "memory": 3}, "absolute-learned positions end with the table"),
+        ({"position": "absolute-learned", "window": 300}, "window must not pass it"),
+        ({"memory": 3, "accumulate": 2}, "memory follows whole batches"),
+        ({"convolve": "x"}, "'x' must be some of q, k and v"),
+        ({"d_position": 7}, "7 channels cannot hold pairs"),
+    ],
+)
+def test_bad_configurations_are_refused(changes, message, unchecked):
+    with pytest.raises(ValueError, match=message):
+        LanguageModel(SMALL.replace(**changes))
+
+
+def test_configuration_round_trip_and_unknown_fields():
+    assert Config.from_json(SMALL.to_json()) == SMALL
+    with pytest.raises(ValueError, match="does not know: depth"):
+        Config.from_json('{"depth": 3}')
+    with pytest.raises(ValueError, match="does not hold a configuration"):
+        Config.from_json("weights")
+
+
+def test_every_field_has_help():
+    assert all(field.metadata["help"] for field in dataclasses.fields(Config))
+
+
+def test_parts_of_the_grid():
+    for name, changes in CELLS.items():
+        attention = build(**changes).blocks[0].attention
+        assert (attention.position is not None) == name.startswith("r")
+        assert (attention.convolution is not None) == ("c" in name or "d" in name)
+        assert isinstance(attention.query, nn.Linear)
