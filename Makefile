@@ -29,11 +29,12 @@ $(NOTEBOOKS): $(READY)
 clean:  ## remove what was built; .venv stays
 	rm -rf _build .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
-# The stamp is written last: an install that was cut short starts again.
+# The stamp is written last: an install that was cut short starts again. Python compiles what it imports, when
+# it does, so pip need not compile everything.
 $(READY): requirements.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info; v >= (3, 11) or sys.exit("Python 3.11 or newer is needed, \
 	$(PYTHON) is %d.%d. Name another: make PYTHON=python3.12" % v[:2])'
 	@echo "Installing into .venv, once; this takes minutes ..."
 	@$(PYTHON) -m venv .venv || { echo "No venv module: install it (Debian, Ubuntu: apt install python3-venv)."; exit 1; }
-	@$(BIN)/python -m pip install -q --disable-pip-version-check -r requirements.txt
+	@$(BIN)/python -m pip install -q --disable-pip-version-check --no-compile -r requirements.txt
 	@touch $@

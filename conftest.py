@@ -35,8 +35,9 @@ def site(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     with FileLock(base / "book.lock"):
         if not (base / "book.built").exists():
             build = "from jupyter_book.cli.main import main; main()"
-            options = ["build", str(ROOT), "--path-output", str(base / "book"), *"--all -W -n --keep-going -q".split()]
-            run = subprocess.run([sys.executable, "-c", build, *options], capture_output=True, text=True)
+            command = [sys.executable, "-c", build, "build", ROOT, "--path-output", base / "book"]
+            options = ["--all", "-W", "-n", "--keep-going", "-q"]
+            run = subprocess.run([*command, *options], capture_output=True, text=True)
             assert run.returncode == 0, f"the book does not build:\n{run.stdout}\n{run.stderr}"
             (base / "book.built").touch()
     return base / "book/_build/html"
@@ -55,7 +56,7 @@ def pytest_runtest_setup(item: pytest.Item) -> Generator[None]:
 def pytest_runtest_call(item: pytest.Item) -> Generator[None]:
     """Compare stored figures with fresh ones, which nbval leaves out."""
     result = yield
-    if isinstance(item, IPyNbCell) and item.options["check"]:
-        if fault := stale_figures(item.cell.outputs, item.test_outputs):
-            item.raise_cell_error(fault)
+    compare = isinstance(item, IPyNbCell) and item.options["check"]
+    if compare and (fault := stale_figures(item.cell.outputs, item.test_outputs)):
+        item.raise_cell_error(fault)
     return result

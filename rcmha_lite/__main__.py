@@ -21,7 +21,11 @@ def config_flags(command: Any) -> Any:
         name = f"--{flag}/--no-{flag}" if kind is bool else f"--{flag}"
         options = get_args(kind)
         command = click.option(
-            name, field.name, default=None, type=click.Choice(options) if options else kind, help=field.metadata["help"]
+            name,
+            field.name,
+            default=None,
+            type=click.Choice(options) if options else kind,
+            help=field.metadata["help"],
         )(command)
     return command
 
@@ -45,7 +49,9 @@ def data(path: Path | None) -> None:
 
 
 @cli.command()
-@click.option("--preset", type=click.Choice(list(PRESETS)), default="laptop", show_default=True, help="where to start")
+@click.option(
+    "--preset", type=click.Choice(list(PRESETS)), default="laptop", show_default=True, help="where to start"
+)
 @click.option("--cell", type=click.Choice(list(CELLS)), help="position and convolution by their usual names")
 @click.option("--out", type=FOLDER, help="folder of the run  [default: runs/PRESET]")
 @config_flags
@@ -76,7 +82,10 @@ def evaluate(checkpoint: Path, window: int | None, path: Path | None) -> None:
     model = load_model(checkpoint)
     ids = split(CharTokenizer().encode(load_tiny_shakespeare(path)))[1]
     window = window or model.config.window
-    for sliding, how in ((False, "side by side, every position scored"), (True, "half overlapping, second half scored")):
+    for sliding, how in (
+        (False, "side by side, every position scored"),
+        (True, "half overlapping, second half scored"),
+    ):
         found = score(model, ids, window=window, sliding=sliding)
         click.echo(
             f"windows of {window} {how}: loss {found.loss:.4f}, {found.bits_per_character:.3f} bits per character, "
@@ -117,7 +126,9 @@ def info() -> None:
     for name, config in PRESETS.items():
         parameters = sum(p.numel() for p in LanguageModel(config).parameters())
         characters = config.steps * config.batch * config.context
-        click.echo(f"{name:8} {parameters / 1e6:6.2f} M parameters, {config.steps} steps, {characters / 1e6:.1f} M characters")
+        click.echo(
+            f"{name:8} {parameters / 1e6:6.2f} M parameters, {config.steps} steps, {characters / 1e6:.1f} M characters"
+        )
 
 
 def main() -> None:

@@ -11,7 +11,9 @@ from rcmha_lite.convolution import HeadConvolution
 from rcmha_lite.positions import LearnedRelativePosition, RelativePosition, SinusoidalRelativePosition
 
 
-def causal_mask(queries: int, keys: int, device: torch.device | None = None) -> Bool[Tensor, "{queries} {keys}"]:
+def causal_mask(
+    queries: int, keys: int, device: torch.device | None = None
+) -> Bool[Tensor, "{queries} {keys}"]:
     """True where a query may look: key j ≤ i + (keys − queries), so the queries are the last of the keys."""
     return torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries)
 
@@ -54,18 +56,26 @@ def fused_attention(
     *,
     scale: float | None = None,
 ) -> Float[Tensor, "batch heads query d_head"]:
-    """``attention`` through PyTorch's fused kernels, which never store the weights.
+    """``attention``, by the fastest exact way.
 
-    They want values as wide as the queries, so narrower values are padded with zeros and the padding cut off.
+    PyTorch's fused kernels never store the weights. They want values as wide as the queries, so narrower values are
+    padded with zeros and the padding cut off. In bfloat16 on a CPU they pay only beyond some 512 keys; below, one
+    matrix product that starts from the mask is about three times faster, forward and backward.
     """
     queries, keys, width, d_head = q.shape[2], k.shape[2], q.shape[3], v.shape[3]
     scale = scale or width**-0.5
+    hidden = ~causal_mask(queries, keys, q.device)
+    if bias is None and q.device.type == "cpu" and q.dtype == torch.bfloat16 and keys <= 512:
+        start = torch.zeros_like(hidden, dtype=q.dtype).masked_fill(hidden, float("-inf"))
+        q, k, batch = (q * scale).flatten(0, 1), k.flatten(0, 1), q.shape[:2]
+        scores = torch.baddbmm(start.expand(len(q), -1, -1), q, k.transpose(1, 2)).unflatten(0, batch)
+        return scores.softmax(dim=-1) @ v
     square = queries == keys and bias is None
     mask: Tensor | None = None
     if bias is not None:
-        mask = (bias * scale).masked_fill(~causal_mask(queries, keys, q.device), float("-inf")).to(q.dtype)
+        mask = (bias * scale).masked_fill(hidden, float("-inf")).to(q.dtype)
     elif not square and queries > 1:
-        mask = causal_mask(queries, keys, q.device)
+        mask = ~hidden
     v = F.pad(v, (0, width - d_head))
     return F.scaled_dot_product_attention(q, k, v, mask, is_causal=square, scale=scale)[..., :d_head]
 
@@ -128,12 +138,20 @@ class MultiHeadAttention(nn.Module):
     def project(self, x: Tensor, projections: str, history: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The named projections of ``x`` side by side, before and after the convolution, in one product each."""
         layers = [{"q": self.query, "k": self.key, "v": self.value}[name] for name in projections]
-        weight, bias = torch.cat([layer.weight for layer in layers]), torch.cat([layer.bias for layer in layers])
+        weight, bias = (
+            torch.cat([layer.weight for layer in layers]),
+            torch.cat([layer.bias for layer in layers]),
+        )
         projected = F.linear(x, weight, bias)
-        return projected, projected if self.convolution is None else self.convolution(projected, projections, history)
+        return projected, projected if self.convolution is None else self.convolution(
+            projected, projections, history
+        )
 
     def heads(
-        self, x: Float[Tensor, "batch time d_model"], memory: Tensor | None = None, cache: AttentionCache | None = None
+        self,
+        x: Float[Tensor, "batch time d_model"],
+        memory: Tensor | None = None,
+        cache: AttentionCache | None = None,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """Queries, keys, values and score bias of every head, positions included; the cache moves on."""
         context = x if memory is None else torch.cat((memory, x), dim=1)
@@ -144,7 +162,9 @@ class MultiHeadAttention(nn.Module):
             raw, qkv = self.project(context, "qkv", cache.history if cache else None)
             if cache and self.convolution:
                 past = raw if cache.history is None else torch.cat((cache.history, raw), dim=1)
-                cache.history = past[:, past.shape[1] - min(self.convolution.kernel_size - 1, past.shape[1]) :]
+                cache.history = past[
+                    :, past.shape[1] - min(self.convolution.kernel_size - 1, past.shape[1]) :
+                ]
             parts = list(qkv.chunk(3, dim=-1))
             parts[0] = parts[0][:, -x.shape[1] :]
         q, k, v = (part.unflatten(-1, (self.n_heads, self.d_head)).transpose(1, 2) for part in parts)
@@ -154,7 +174,9 @@ class MultiHeadAttention(nn.Module):
         return q, k, v, bias
 
     def weights(
-        self, x: Float[Tensor, "batch time d_model"], memory: Float[Tensor, "batch past d_model"] | None = None
+        self,
+        x: Float[Tensor, "batch time d_model"],
+        memory: Float[Tensor, "batch past d_model"] | None = None,
     ) -> Float[Tensor, "batch heads query key"]:
         """The attention weights themselves, to look at."""
         q, k, _, bias = self.heads(x, memory)
@@ -187,7 +209,9 @@ def rmha(d_model: int, n_heads: int, distances: int | None = None) -> MultiHeadA
     return MultiHeadAttention(d_model, n_heads, position=_relative(d_model, n_heads, distances))
 
 
-def rcmha(d_model: int, n_heads: int, kernel_size: int = 3, distances: int | None = None) -> MultiHeadAttention:
+def rcmha(
+    d_model: int, n_heads: int, kernel_size: int = 3, distances: int | None = None
+) -> MultiHeadAttention:
     """Relative convolutional multi-head attention (Sugiharto et al. 2023, arXiv 2308.03429): both parts."""
     convolution = HeadConvolution(n_heads, d_model // n_heads, kernel_size)
     position = _relative(d_model, n_heads, distances)

@@ -13,7 +13,12 @@ from rcmha_lite.cache import write_whole
 from rcmha_lite.config import Config
 from rcmha_lite.model import LanguageModel, Memory
 
-CONFIG, WEIGHTS, TRAINING, RESULTS = "config.json", "weights.safetensors", "training.safetensors", "results.json"
+CONFIG, WEIGHTS, TRAINING, RESULTS = (
+    "config.json",
+    "weights.safetensors",
+    "training.safetensors",
+    "results.json",
+)
 
 
 class CheckpointError(RuntimeError):
@@ -21,11 +26,13 @@ class CheckpointError(RuntimeError):
 
 
 class Progress(NamedTuple):
-    """What a run has done: optimiser steps, seconds of training, and its learning curve, a dict a validation."""
+    """What a run has done: optimiser steps, seconds of training, its learning curve (a dict a validation), and the
+    sums of loss, accuracy and steps since the curve's last point."""
 
     step: int = 0
     seconds: float = 0.0
     curve: tuple[dict[str, float], ...] = ()
+    since: tuple[float, ...] = (0.0, 0.0, 0.0)
 
 
 def save_weights(folder: Path, model: LanguageModel) -> None:
@@ -48,7 +55,9 @@ def load_model(folder: str | Path, device: str | torch.device = "cpu") -> Langua
     try:
         model.load_state_dict(_read(folder / WEIGHTS)[0])
     except RuntimeError as error:
-        raise CheckpointError(f"{folder / WEIGHTS} does not fit {CONFIG} beside it: {_brief(error)}") from error
+        raise CheckpointError(
+            f"{folder / WEIGHTS} does not fit {CONFIG} beside it: {_brief(error)}"
+        ) from error
     return model.to(device).eval()
 
 
@@ -63,7 +72,9 @@ def save_training(
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
     for n, optimizer in enumerate(optimizers):
         for index, state in optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{n}.{index}.{name}": torch.as_tensor(value) for name, value in state.items()}
+            tensors |= {
+                f"optimizer.{n}.{index}.{name}": torch.as_tensor(value) for name, value in state.items()
+            }
     if memory:
         tensors["memory"] = memory.hidden
     state = progress._asdict() | {"seen": memory.seen if memory else 0, "config": model.config.to_json()}
@@ -91,7 +102,7 @@ def load_training(
         optimizer.load_state_dict(whole)
     device = next(model.parameters()).device
     memory = Memory(tensors["memory"].to(device), state["seen"]) if "memory" in tensors else None
-    return memory, Progress(state["step"], state["seconds"], tuple(state["curve"]))
+    return memory, Progress(state["step"], state["seconds"], tuple(state["curve"]), tuple(state["since"]))
 
 
 def _require_same(theirs: Config, ours: Config, folder: Path) -> None:
@@ -112,7 +123,9 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         with safe_open(path, "pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path} cannot be read as safetensors ({error}): it is damaged; delete it") from error
+        raise CheckpointError(
+            f"{path} cannot be read as safetensors ({error}): it is damaged; delete it"
+        ) from error
 
 
 def _brief(error: Exception) -> str:

@@ -27,7 +27,12 @@ class Evaluation:
 
 @torch.no_grad()
 def evaluate(
-    model: LanguageModel, ids: Int[Tensor, " time"], *, window: int = 256, sliding: bool = False, batch: int = 32
+    model: LanguageModel,
+    ids: Int[Tensor, " time"],
+    *,
+    window: int = 256,
+    sliding: bool = False,
+    batch: int = 32,
 ) -> Evaluation:
     """Score every character of ``ids`` but the first, each once.
 

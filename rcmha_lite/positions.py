@@ -28,7 +28,9 @@ class AbsolutePosition(nn.Module):
         super().__init__()
         self.table = nn.Parameter(torch.zeros(length, d_model)) if learned else None
 
-    def forward(self, x: Float[Tensor, "batch time d_model"], start: int = 0) -> Float[Tensor, "batch time d_model"]:
+    def forward(
+        self, x: Float[Tensor, "batch time d_model"], start: int = 0
+    ) -> Float[Tensor, "batch time d_model"]:
         """x[t] + encoding(start + t); IndexError where a learned table has no such row."""
         stop = start + x.shape[1]
         if self.table is None:

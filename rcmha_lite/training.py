@@ -35,7 +35,11 @@ class Interrupted(Exception):  # noqa: N818
 def build_optimizers(model: LanguageModel, config: Config) -> list[torch.optim.Optimizer]:
     """Matrices of the blocks to Muon (Jordan et al. 2024) or, decayed, to Adam; everything else to Adam undecayed."""
     named = list(model.named_parameters())
-    hidden = {n for n, p in named if n.startswith("blocks.") and p.ndim == 2 and n.endswith(("weight", "projection"))}
+    hidden = {
+        n
+        for n, p in named
+        if n.startswith("blocks.") and p.ndim == 2 and n.endswith(("weight", "projection"))
+    }
     matrices, rest = [p for n, p in named if n in hidden], [p for n, p in named if n not in hidden]
     kind = torch.optim.Adam if config.optimizer == "adam" else torch.optim.AdamW
     groups: list[dict[str, Any]] = [{"params": rest, "weight_decay": 0.0}]
@@ -99,11 +103,14 @@ class Trainer:
         memory, progress = checkpoint.load_training(out, self.model, self.optimizers)
         self.memory = memory and Memory(memory.hidden[self.share], memory.seen)
         self.done, self.seconds, self.curve = progress.step, progress.seconds, list(progress.curve)
+        self.since = torch.tensor(progress.since)  # sums of loss, accuracy and steps
 
     @property
     def share(self) -> slice:
         """This process's part of a batch."""
-        return slice(self.rank * self.config.batch // self.world, (self.rank + 1) * self.config.batch // self.world)
+        return slice(
+            self.rank * self.config.batch // self.world, (self.rank + 1) * self.config.batch // self.world
+        )
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
         """This process's inputs and targets; with memory, segments that go on where the last step's ended."""
@@ -141,49 +148,57 @@ class Trainer:
         """Checkpoint and weights, by the main process."""
         memory = self.memory and Memory(self.accelerator.gather(self.memory.hidden), self.memory.seen)
         if self.accelerator.is_main_process:
-            progress = Progress(self.done, self.seconds, tuple(self.curve))
+            progress = Progress(self.done, self.seconds, tuple(self.curve), tuple(self.since.tolist()))
             checkpoint.save_training(self.out, self.model, self.optimizers, memory, progress)
             checkpoint.save_weights(self.out, self.model)
 
     def run(self, show: bool) -> None:
         """The steps that are left. Interrupted, after a checkpoint, if Ctrl-C asked for it."""
-        config, since = self.config, torch.zeros(3, device=self.accelerator.device)
+        config, device = self.config, self.accelerator.device
         characters = config.batch * config.context
         bar = tqdm(total=config.steps, initial=self.done, unit="step", disable=not (show and self._main))
         with bar, stop_requested() as stop:
             for step in range(self.done, config.steps):
                 began = time.perf_counter()
-                sums = torch.cat((self.step(step), torch.ones(1, device=since.device), stop.to(since.device)))
-                sums = self.accelerator.reduce(sums, "sum") / self.world
-                since, self.done = since + sums[:3], step + 1
+                sums = torch.cat((self.step(step), torch.ones(1, device=device), stop.to(device)))
+                sums = (self.accelerator.reduce(sums, "sum") / self.world).cpu()
+                self.since, self.done = self.since + sums[:3], step + 1
                 speed = characters / (time.perf_counter() - began)
                 if config.eval_every and self.done % config.eval_every == 0 or self.done == config.steps:
-                    self.curve.append(self.validate(since))
-                    since = torch.zeros_like(since)
+                    self.curve.append(self.validate())
+                    self.since = torch.zeros(3)
                 self.seconds += time.perf_counter() - began
                 stopping = bool(sums[3] > 0)
                 if stopping or self.done % config.checkpoint_every == 0 or self.done == config.steps:
                     self.save()
                 loss, accuracy = sums[:2].tolist()
-                shown = {"loss": f"{loss:.3f}", "accuracy": f"{accuracy:.3f}", "characters/s": f"{speed:,.0f}"}
+                shown = {
+                    "loss": f"{loss:.3f}",
+                    "accuracy": f"{accuracy:.3f}",
+                    "characters/s": f"{speed:,.0f}",
+                }
                 bar.set_postfix(shown, refresh=False)
                 bar.update()
                 if stopping and self.done < config.steps:
-                    raise Interrupted(f"stopped after step {self.done}; the same command goes on from {self.out}")
+                    raise Interrupted(
+                        f"stopped after step {self.done}; the same command goes on from {self.out}"
+                    )
 
     @property
     def _main(self) -> bool:
         return self.accelerator.is_main_process
 
-    def validate(self, since: Tensor) -> dict[str, float]:
+    def validate(self) -> dict[str, float]:
         """A point of the learning curve: training means since the last one, and the whole validation split."""
-        loss, accuracy = (since[:2] / since[2]).tolist()
+        loss, accuracy = (self.since[:2] / self.since[2]).tolist()
         found = evaluate(self.model, self.validation_ids, window=self.config.window)
         point = {"step": self.done, "train_loss": loss, "train_accuracy": accuracy}
         return point | {"val_loss": found.loss, "val_accuracy": found.accuracy}
 
 
-def train(config: Config, out: str | Path, *, text: str | None = None, progress: bool = True) -> dict[str, Any]:
+def train(
+    config: Config, out: str | Path, *, text: str | None = None, progress: bool = True
+) -> dict[str, Any]:
     """Train on Tiny Shakespeare into the folder ``out``, or go on with the run that stopped there.
 
     A step's windows and dropout depend on the seed and the step alone, so a run that is killed and resumed ends, on

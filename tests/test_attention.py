@@ -8,7 +8,15 @@ from torch import nn
 from torch.nn import functional as F
 
 from rcmha_lite import attention, exercises, positions
-from rcmha_lite.attention import MultiHeadAttention, attention_weights, fused_attention, mdha, mha, rcmha, rmha
+from rcmha_lite.attention import (
+    MultiHeadAttention,
+    attention_weights,
+    fused_attention,
+    mdha,
+    mha,
+    rcmha,
+    rmha,
+)
 from rcmha_lite.convolution import HeadConvolution
 
 CELLS = {
@@ -79,6 +87,20 @@ def test_fused_equals_plain_forward_and_backward(queries, past, width, biased):
         results.append((y, *torch.autograd.grad((y * exercises.random(*y.shape, seed=5)).sum(), inputs)))
     for plain, fused in zip(*results, strict=True):
         close(fused, plain)
+
+
+@pytest.mark.parametrize(("queries", "keys"), [(5, 5), (3, 8), (1, 6), (513, 513)])
+def test_fused_bfloat16_is_close_forward_and_backward(queries, keys):
+    """Below and above the length at which the fast way changes; within 2 % of the largest element."""
+    shapes = (queries, 8), (keys, 8), (keys, 4)
+    exact = [exercises.random(1, 2, *shape, seed=s).requires_grad_() for s, shape in enumerate(shapes)]
+    rough = [t.detach().bfloat16().requires_grad_() for t in exact]
+    outputs = attention.attention(*exact, scale=0.3), fused_attention(*rough, scale=0.3)
+    gradients = [
+        torch.autograd.grad(y.square().sum(), t) for y, t in zip(outputs, (exact, rough), strict=True)
+    ]
+    for a, b in zip((outputs[0], *gradients[0]), (outputs[1], *gradients[1]), strict=True):
+        assert (a - b.double()).abs().max() < 0.02 * a.abs().max()
 
 
 def test_scaled_dot_product_attention_agrees():

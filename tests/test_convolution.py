@@ -34,7 +34,10 @@ def test_history_continues(past, time, kernel):
 
 
 def test_shared_kernels_repeat_over_heads_and_separate_ones_do_not():
-    shared, separate = HeadConvolution(3, 4, init="pytorch"), HeadConvolution(3, 4, shared=False, init="pytorch")
+    shared, separate = (
+        HeadConvolution(3, 4, init="pytorch"),
+        HeadConvolution(3, 4, shared=False, init="pytorch"),
+    )
     assert sum(p.numel() for p in shared.parameters()) == 3 * 4 * (3 + 1)
     assert sum(p.numel() for p in separate.parameters()) == 3 * 3 * 4 * (3 + 1)
     taps = shared.taps("q")[0].unflatten(0, (3, 4))
@@ -64,7 +67,9 @@ def test_pytorch_start_has_conv1d_range():
     assert 0.49 < weight.abs().max() <= 0.5
 
 
-@pytest.mark.parametrize(("arguments", "message"), [({"kernel_size": 0}, "1 or more"), ({"projections": "x"}, "q, k and v")])
+@pytest.mark.parametrize(
+    ("arguments", "message"), [({"kernel_size": 0}, "1 or more"), ({"projections": "x"}, "q, k and v")]
+)
 def test_bad_arguments(arguments, message):
     with pytest.raises(ValueError, match=message):
         HeadConvolution(2, 4, **arguments)

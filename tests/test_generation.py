@@ -62,7 +62,9 @@ def test_cached_greedy_text_equals_recomputation(cell):
     assert cached == ids[3:]
 
 
-@pytest.mark.parametrize("changes", [*CELLS.values(), {"position": "absolute-learned"}, {"position": "relative-learned"}])
+@pytest.mark.parametrize(
+    "changes", [*CELLS.values(), {"position": "absolute-learned"}, {"position": "relative-learned"}]
+)
 def test_runs_past_the_context_with_bounded_cache(changes):
     network = model(**changes)
     held = []
@@ -81,8 +83,16 @@ def test_seed_decides_the_text():
 
 def test_stop_string_is_cut_wherever_the_pieces_fall(monkeypatch):
     text = "to be, or not to be"
-    monkeypatch.setattr("rcmha_lite.generation.generate_ids", lambda *_: iter(CharTokenizer().encode(text).tolist()))
-    for stop, expected in (("or", "to be, "), ("t to", "to be, or no"), ("zz", text), ("to ", ""), ("ee", text)):
+    monkeypatch.setattr(
+        "rcmha_lite.generation.generate_ids", lambda *_: iter(CharTokenizer().encode(text).tolist())
+    )
+    for stop, expected in (
+        ("or", "to be, "),
+        ("t to", "to be, or no"),
+        ("zz", text),
+        ("to ", ""),
+        ("ee", text),
+    ):
         pieces = list(generate(model(), "A", stop=stop))
         assert "".join(pieces) == expected
         assert all(pieces)

@@ -14,7 +14,11 @@ from rcmha_lite.convolution import HeadConvolution
 from rcmha_lite.model import LanguageModel
 from rcmha_lite.positions import LearnedRelativePosition
 
-ATTENTION = {"content_bias": "position.content_bias", "rel_embedding": "position.embedding", "rel_bias": "position.bias"}
+ATTENTION = {
+    "content_bias": "position.content_bias",
+    "rel_embedding": "position.embedding",
+    "rel_bias": "position.bias",
+}
 ATTENTION |= {f"{kind}_{p[0]}": f"{p}.{long}" for kind, long in (("w", "weight"), ("b", "bias"))
               for p in ("query", "key", "value", "output")}  # fmt: skip
 BLOCK = {"attn_norm": "attention_norm", "ff_norm": "feed_forward_norm", "ff_in": "feed_forward.input",
@@ -54,7 +58,9 @@ def build_attention(golden: dict[str, Tensor]) -> MultiHeadAttention:
         )  # fmt: skip
     if "rel_embedding" in golden:
         position = LearnedRelativePosition(n_heads, d_model // n_heads, len(golden["rel_embedding"]))
-    module = MultiHeadAttention(d_model, n_heads, position=position, convolution=convolution, fresh_queries=True)
+    module = MultiHeadAttention(
+        d_model, n_heads, position=position, convolution=convolution, fresh_queries=True
+    )
     module.double().load_state_dict(attention_state(golden))
     return module
 
@@ -78,7 +84,9 @@ def build_model(golden: dict[str, Tensor]) -> LanguageModel:
     )
     state = {ours: golden[theirs] for theirs, ours in MODEL.items()}
     for n in range(config.layers):
-        layer = {key.removeprefix(f"layer{n}."): v for key, v in golden.items() if key.startswith(f"layer{n}.")}
+        layer = {
+            key.removeprefix(f"layer{n}."): v for key, v in golden.items() if key.startswith(f"layer{n}.")
+        }
         state |= {f"blocks.{n}.attention.{key}": value for key, value in attention_state(layer).items()}
         for theirs, ours in BLOCK.items():
             state |= {f"blocks.{n}.{ours}.{kind}": layer[f"{theirs}_{kind}"] for kind in ("weight", "bias")}

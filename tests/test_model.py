@@ -11,7 +11,7 @@ from torch import nn
 from rcmha_lite import exercises
 from rcmha_lite.config import CELLS, PRESETS, Config
 from rcmha_lite.evaluation import read_window
-from rcmha_lite.model import LanguageModel, squared_relu
+from rcmha_lite.model import Dropout, LanguageModel, squared_relu
 
 SMALL = Config(
     vocabulary=11, layers=2, d_model=16, n_heads=2, d_ff=24, d_position=6, context=16, window=16, zero_output=False,
@@ -85,7 +85,11 @@ def test_model_is_causal_through_memory(cell):
 
 def test_relative_model_does_not_know_where_it_is():
     """The same memory and segment give the same logits however much text came before; absolute ones do not."""
-    for position, same in (("relative-sinusoidal", True), ("relative-learned", True), ("absolute-sinusoidal", False)):
+    for position, same in (
+        ("relative-sinusoidal", True),
+        ("relative-learned", True),
+        ("absolute-sinusoidal", False),
+    ):
         model = build(position=position, memory=4)
         _, memory = model(ids[:, :4])
         later = memory._replace(seen=memory.seen + 100)
@@ -111,6 +115,22 @@ def test_dropout_only_in_training():
     assert torch.equal(model(ids)[0], model(ids)[0])
     model.train()
     assert not torch.equal(model(ids)[0], model(ids)[0])
+
+
+def test_dropout_keeps_the_stated_share_and_the_mean():
+    x, dropout = torch.ones(999, 1001, requires_grad=True), Dropout(0.25)
+    y = dropout(x)
+    kept = y > 0
+    assert kept.double().mean().item() == pytest.approx(0.75, abs=0.003)
+    assert torch.allclose(y[kept], torch.tensor(4 / 3))
+    assert kept.double().mean(0).std() < 0.03 > kept.double().mean(1).std()
+    y.sum().backward()
+    assert torch.equal(x.grad > 0, kept)
+    torch.manual_seed(7)
+    again = dropout(x)
+    torch.manual_seed(7)
+    assert torch.equal(dropout(x), again)
+    assert not torch.equal(y, again)
 
 
 def test_zero_output_starts_as_the_embedding_alone():

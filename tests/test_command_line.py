@@ -1,0 +1,167 @@
+"""The command line, as a stranger uses it: good uses work, bad ones get one line and a non-zero exit."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from rcmha_lite import __main__ as command_line
+from rcmha_lite import checkpoint, data
+from rcmha_lite.config import PRESETS, Config
+from rcmha_lite.model import LanguageModel
+
+
+def run(capsys, monkeypatch, *words):
+    """Exit status, standard output and error of one command."""
+    monkeypatch.setattr(sys, "argv", ["rcmha_lite", *map(str, words)])
+    status = 0
+    try:
+        command_line.main()
+    except SystemExit as stop:
+        status = stop.code
+    out, err = capsys.readouterr()
+    return status, out, err
+
+
+@pytest.fixture
+def call(capsys, monkeypatch):
+    return lambda *words: run(capsys, monkeypatch, *words)
+
+
+@pytest.fixture
+def corpus(monkeypatch):
+    """A small text in the place of Tiny Shakespeare: these tests are about the commands."""
+    text = "MENENIUS:\nWhat work's, my countrymen, in hand?\n\n" * 60
+    monkeypatch.setattr(data, "load_tiny_shakespeare", lambda path=None: text)
+    monkeypatch.setattr("rcmha_lite.training.load_tiny_shakespeare", lambda path=None: text)
+    return text
+
+
+@pytest.fixture
+def trained(tmp_path):
+    torch.manual_seed(0)
+    checkpoint.save_weights(tmp_path / "run", LanguageModel(PRESETS["tiny"]))
+    return tmp_path / "run"
+
+
+def test_no_command_shows_help(call):
+    status, out, _ = call()
+    assert status == 0
+    assert all(name in out for name in ("data", "train", "evaluate", "sample", "info"))
+
+
+def test_every_field_is_a_flag_with_help(call):
+    _, out, _ = call("train", "--help")
+    words = " ".join(out.split())
+    for field in dataclasses.fields(Config):
+        assert "--" + field.name.replace("_", "-") in out
+        assert field.metadata["help"][:20] in words
+
+
+def test_train_evaluate_sample(call, corpus, tmp_path):
+    small = ["--layers", 1, "--d-model", 16, "--n-heads", 2, "--d-ff", 16, "--steps", 3, "--no-kernel-bias"]
+    status, out, err = call("train", "--preset", "tiny", "--cell", "mdha", *small, "--out", tmp_path)
+    assert (status, "validation loss" in out) == (0, True), err
+    config = json.loads((tmp_path / checkpoint.CONFIG).read_text())
+    assert (config["position"], config["kernel_size"]) == ("absolute-sinusoidal", 3)
+    assert (config["layers"], config["kernel_bias"], config["context"]) == (1, False, 64)
+    results = json.loads((tmp_path / checkpoint.RESULTS).read_text())
+    _, out, _ = call("evaluate", "--checkpoint", tmp_path)
+    assert f"loss {results['val_loss']:.4f}" in out
+    assert f"loss {results['val_loss_sliding']:.4f}" in out
+    _, first, _ = call("sample", "--checkpoint", tmp_path, "--prompt", "MEN", "--length", 20, "--seed", 1)
+    _, again, _ = call("sample", "--checkpoint", tmp_path, "--prompt", "MEN", "--length", 20, "--seed", 1)
+    assert first == again
+    assert first.startswith("MEN")
+    assert len(first) == 24
+
+
+def test_info(call):
+    status, out, _ = call("info")
+    assert status == 0
+    assert all(preset in out for preset in PRESETS)
+    assert torch.__version__ in out
+
+
+BAD = {
+    "bad flag": (["train", "--bogus", "1"], "No such option '--bogus'"),
+    "bad command": (["walk"], "No such command 'walk'"),
+    "bad value": (["train", "--layers", "many"], "'many' is not a valid integer"),
+    "bad choice": (["train", "--optimizer", "sgd"], "'sgd' is not one of"),
+    "bad configuration": (
+        ["train", "--d-model", "130", "--n-heads", "8"],
+        "d_model 130 is not divisible by n_heads 8",
+    ),
+    "missing data": (["data", "--path", "nowhere.txt"], "nowhere.txt"),
+    "no checkpoint": (["evaluate", "--checkpoint", "nowhere"], "nowhere holds no config.json"),
+    "no prompt": (["sample", "--checkpoint", "RUN", "--prompt", ""], "the prompt is empty"),
+    "unknown characters": (["sample", "--checkpoint", "RUN", "--prompt", "café"], "unknown characters 'é'"),
+    "cold": (["sample", "--checkpoint", "RUN", "--temperature", "-1"], "temperature -1.0 is negative"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_gets_one_line(call, corpus, trained, tmp_path, monkeypatch, name):
+    words, message = BAD[name]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("RCMHA_TINY_SHAKESPEARE", raising=False)
+    if name == "missing data":
+        monkeypatch.undo()
+        monkeypatch.setattr(sys, "argv", [])
+    status, out, err = call(*(str(trained) if word == "RUN" else word for word in words))
+    assert status in (1, 2)
+    assert message in err
+    assert err.startswith("rcmha_lite: ")
+    assert err.count("\n") == 1
+    assert not out
+
+
+def test_checkpoint_of_another_configuration(call, corpus, tmp_path):
+    small = ["train", "--preset", "tiny", "--steps", 2, "--out", tmp_path]
+    assert call(*small)[0] == 0
+    status, _, err = call(*small, "--layers", 1)
+    assert status == 1
+    assert "layers 2 there, 1 here" in err
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGINT to send to another process")
+def test_interrupt_leaves_a_usable_checkpoint(tmp_path):
+    (tmp_path / "start.py").write_text(
+        "import sys; from rcmha_lite import data, training, __main__\n"
+        "text = 'To be, or not to be.\\n' * 400\n"
+        "training.load_tiny_shakespeare = lambda: text\n"
+        "__main__.main()\n"
+    )
+    out = tmp_path / "run"
+    words = [
+        "train",
+        "--preset",
+        "tiny",
+        "--steps",
+        "100000",
+        "--checkpoint-every",
+        "100000",
+        "--out",
+        str(out),
+    ]
+    environment = os.environ | {"PYTHONPATH": os.getcwd(), "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        [sys.executable, tmp_path / "start.py", *words], env=environment, stderr=subprocess.PIPE, text=True
+    )
+    while not (out / checkpoint.WEIGHTS).exists():
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.02)
+    time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    err = process.communicate(timeout=60)[1]
+    assert process.returncode == 130
+    assert "the same command goes on" in err.splitlines()[-1]
+    assert checkpoint.load_model(out).config.steps == 100_000
+    state = json.loads(checkpoint._read(out / checkpoint.TRAINING)[1]["state"])
+    assert 0 < state["step"] < 100_000

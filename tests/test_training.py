@@ -1,0 +1,260 @@
+"""Training: it learns, it stops and goes on bit for bit, several processes equal one, results say where they are from."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from rcmha_lite import checkpoint, training
+from rcmha_lite.checkpoint import CheckpointError, load_model
+from rcmha_lite.config import CELLS, PRESETS, Config
+from rcmha_lite.data import CharTokenizer, split
+from rcmha_lite.evaluation import evaluate
+from rcmha_lite.model import LanguageModel
+from rcmha_lite.training import Interrupted, build_optimizers, rate_factor, train
+
+TEXT = (
+    "".join(
+        f"{a} loves {b}.\n" for a in ("Romeo", "Juliet", "Hamlet", "Puck") for b in ("wine", "war", "gold")
+    )
+    * 30
+)
+FAST = Config(
+    layers=1, d_model=16, n_heads=2, d_ff=32, d_position=8, context=16, window=16, batch=8, steps=12, warmup=2,
+    dropout=0.1, eval_every=5, checkpoint_every=3, precision="float32", device="cpu",
+)  # fmt: skip
+MEMORY = FAST.replace(memory=8)
+REPOSITORY = Path(__file__).parents[1]
+SCRIPT = """
+import sys, torch
+torch.set_num_threads(1)
+from rcmha_lite import training
+from rcmha_lite.config import Config
+text, config, out = open(sys.argv[1]).read(), Config.from_json(open(sys.argv[2]).read()), sys.argv[3]
+training.train(config, out, text=text, progress=False)
+"""
+
+
+@pytest.fixture
+def launch(tmp_path):
+    """Start a training process; further words go before the script's arguments."""
+    (tmp_path / "text").write_text(TEXT)
+    (tmp_path / "script.py").write_text(SCRIPT)
+
+    def start(config: Config, out: Path, *launcher: str) -> subprocess.Popen:
+        arguments = out.with_suffix(f".{len(processes)}")
+        arguments.write_text(config.to_json())
+        command = [sys.executable, *launcher, tmp_path / "script.py", tmp_path / "text", arguments, out]
+        environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+        with (tmp_path / "errors").open("a") as errors:
+            processes.append(subprocess.Popen(command, env=environment, stderr=errors))
+        return processes[-1]
+
+    processes: list[subprocess.Popen] = []
+    yield start
+    for process in processes:
+        process.kill()
+        process.wait()
+
+
+def weights(out):
+    return load_file(out / checkpoint.WEIGHTS)
+
+
+def assert_same_weights(a, b):
+    a, b = weights(a), weights(b)
+    assert a.keys() == b.keys()
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_learns(tmp_path, cell):
+    results = train(FAST.replace(**CELLS[cell], steps=60, dropout=0.0), tmp_path, text=TEXT, progress=False)
+    first, last = results["curve"][0], results["curve"][-1]
+    assert last["train_loss"] < 0.6 * first["train_loss"]
+    assert last["val_accuracy"] > first["val_accuracy"]
+
+
+@pytest.mark.parametrize("config", [FAST, MEMORY, FAST.replace(optimizer="adamw", accumulate=2)])
+def test_stopped_and_resumed_equals_never_stopped(tmp_path, config, monkeypatch):
+    """Stopped after each of several steps by a termination request, then resumed."""
+    whole = train(config, tmp_path / "whole", text=TEXT, progress=False)
+    step = training.Trainer.step
+
+    def stop_after_some(self, n):
+        if n in (1, 5, 7):
+            signal.raise_signal(signal.SIGINT)
+        return step(self, n)
+
+    monkeypatch.setattr(training.Trainer, "step", stop_after_some)
+    stops = 0
+    while True:
+        try:
+            results = train(config, tmp_path / "parts", text=TEXT, progress=False)
+            break
+        except Interrupted as stop:
+            stops += 1
+            assert "the same command goes on" in str(stop)
+    assert stops == 3
+    assert_same_weights(tmp_path / "whole", tmp_path / "parts")
+    assert results["curve"] == whole["curve"]
+
+
+def test_killed_at_any_moment_and_resumed_equals_never_stopped(tmp_path, launch):
+    """SIGKILL, wherever the process happens to be, again and again; the tensors end the same bit for bit."""
+    config = MEMORY.replace(steps=150, checkpoint_every=1, eval_every=40)
+    whole = launch(config, tmp_path / "whole")
+    parts, killed = tmp_path / "parts", 0
+    while killed < 3:
+        run = launch(config, parts)
+        seen = checkpoint_step(parts)
+        while run.poll() is None and checkpoint_step(parts) < seen + 20 + 7 * killed:
+            time.sleep(0.001)
+        if run.poll() is not None:
+            break
+        run.kill()
+        run.wait()
+        killed += 1
+    assert killed == 3, "the run ended before it could be killed three times"
+    assert launch(config, parts).wait() == 0
+    assert whole.wait() == 0
+    assert_same_weights(tmp_path / "whole", parts)
+
+
+def checkpoint_step(out: Path) -> int:
+    """The step of the checkpoint on disk: a file that is never seen in part."""
+    if not (out / checkpoint.TRAINING).exists():
+        return 0
+    return json.loads(checkpoint._read(out / checkpoint.TRAINING)[1]["state"])["step"]
+
+
+@pytest.mark.parametrize("config", [FAST, MEMORY])
+def test_two_processes_give_the_losses_of_one(tmp_path, launch, config):
+    config = config.replace(dropout=0.0, eval_every=1)
+    train(config, tmp_path / "one", text=TEXT, progress=False)
+    two = launch(
+        config, tmp_path / "two", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"
+    )
+    assert two.wait(timeout=300) == 0, (tmp_path / "errors").read_text()
+    one, two = (json.loads((tmp_path / out / checkpoint.RESULTS).read_text()) for out in ("one", "two"))
+    assert (one["manifest"]["processes"], two["manifest"]["processes"]) == (1, 2)
+    for a, b in zip(one["curve"], two["curve"], strict=True):
+        assert a == pytest.approx(b, abs=2e-5)
+
+
+def test_accumulation_equals_one_batch(tmp_path):
+    config = FAST.replace(dropout=0.0)
+    curves = [
+        train(config.replace(accumulate=n), tmp_path / str(n), text=TEXT, progress=False)["curve"]
+        for n in (1, 4)
+    ]
+    assert curves[0][-1] == pytest.approx(curves[1][-1], abs=1e-4)
+
+
+def test_results_are_those_of_the_saved_weights_and_say_where_they_are_from(tmp_path):
+    results = train(FAST, tmp_path, text=TEXT, progress=False)
+    assert results == json.loads((tmp_path / checkpoint.RESULTS).read_text())
+    ids = split(CharTokenizer().encode(TEXT))[1]
+    found = evaluate(load_model(tmp_path), ids, window=FAST.window)
+    assert (results["val_loss"], results["val_accuracy"]) == (found.loss, found.accuracy)
+    assert results["curve"][-1]["val_loss"] == pytest.approx(found.loss, abs=1e-6)
+    assert [point["step"] for point in results["curve"]] == [5, 10, 12]
+    assert {"commit", "seed", "data_sha256", "torch", "processor", "threads", "device"} <= results[
+        "manifest"
+    ].keys()
+    assert results["seconds"] > 0
+    assert Config(**results["config"]) == FAST
+
+
+def test_finished_run_is_not_trained_again(tmp_path):
+    first = train(FAST, tmp_path, text=TEXT, progress=False)
+    again = train(FAST, tmp_path, text=TEXT, progress=False)
+    assert again["val_loss"] == first["val_loss"]
+    assert again["seconds"] == first["seconds"]
+
+
+def test_folder_of_another_run_is_refused(tmp_path):
+    train(FAST, tmp_path, text=TEXT, progress=False)
+    before = weights(tmp_path)
+    with pytest.raises(
+        CheckpointError, match="another configuration \\(layers 1 there, 2 here; steps 12 there, 20 here"
+    ):
+        train(FAST.replace(layers=2, steps=20), tmp_path, text=TEXT, progress=False)
+    assert all(torch.equal(before[name], tensor) for name, tensor in weights(tmp_path).items())
+
+
+@pytest.mark.parametrize("name", [checkpoint.WEIGHTS, checkpoint.CONFIG])
+def test_damaged_checkpoints_are_named(tmp_path, name):
+    train(FAST, tmp_path, text=TEXT, progress=False)
+    data = (tmp_path / name).read_bytes()
+    (tmp_path / name).write_bytes(data[: len(data) // 2])
+    with pytest.raises(CheckpointError, match=name):
+        load_model(tmp_path)
+    (tmp_path / name).unlink()
+    with pytest.raises(CheckpointError, match=f"holds no {name}"):
+        load_model(tmp_path)
+
+
+def test_weights_of_another_configuration_are_refused(tmp_path):
+    train(FAST, tmp_path, text=TEXT, progress=False)
+    (tmp_path / checkpoint.CONFIG).write_text(FAST.replace(d_ff=64).to_json())
+    with pytest.raises(CheckpointError, match="does not fit config.json"):
+        load_model(tmp_path)
+
+
+def test_no_pickle_is_read_or_written(tmp_path, monkeypatch):
+    def refuse(*_, **__):
+        raise AssertionError("pickle")
+
+    monkeypatch.setattr("pickle.load", refuse)
+    monkeypatch.setattr("pickle.loads", refuse)
+    monkeypatch.setattr("torch.save", refuse)
+    monkeypatch.setattr("torch.load", refuse)
+    train(FAST, tmp_path, text=TEXT, progress=False)
+    assert {file.suffix for file in tmp_path.iterdir()} == {".json", ".safetensors"}
+
+
+def test_every_parameter_has_one_optimiser_and_matrices_decay():
+    for optimizer in ("muon", "adamw", "adam"):
+        model = LanguageModel(FAST.replace(optimizer=optimizer))
+        groups = [group for o in build_optimizers(model, model.config) for group in o.param_groups]
+        held = [p for group in groups for p in group["params"]]
+        assert len(held) == len(set(held)) == len(list(model.parameters()))
+        decayed = {p for group in groups if group["weight_decay"] for p in group["params"]}
+        block = model.blocks[0]
+        assert {block.attention.query.weight, block.attention.position.projection} <= decayed
+        assert (
+            not {block.attention.query.bias, block.attention.position.content_bias, model.embedding.weight}
+            & decayed
+        )
+
+
+def test_schedules_by_hand():
+    linear = FAST.replace(steps=100, warmup=10, decay=0.5)
+    assert [rate_factor(linear, s) for s in (0, 9, 49, 50, 75, 99)] == pytest.approx(
+        [0.1, 1, 1, 1, 0.5, 0.02]
+    )
+    noam = PRESETS["paper"]
+    peak = 128**-0.5 * 2000**-0.5
+    assert rate_factor(noam, 1999) == pytest.approx(peak)
+    assert rate_factor(noam, 0) == pytest.approx(peak / 2000)
+    assert rate_factor(noam, 7999) == pytest.approx(peak / 2)
+
+
+def test_a_batch_that_processes_cannot_share_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(training.Accelerator, "num_processes", 3)
+    with pytest.raises(ValueError, match="batch 8 is not divisible by 3 processes"):
+        train(FAST, tmp_path, text=TEXT, progress=False)
+
+
+def test_bfloat16_trains(tmp_path):
+    results = train(FAST.replace(precision="bfloat16", steps=4), tmp_path, text=TEXT, progress=False)
+    assert results["manifest"]["precision"] == "bf16"
+    assert all(tensor.dtype == torch.float32 for tensor in weights(tmp_path).values())
