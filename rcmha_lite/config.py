@@ -41,7 +41,9 @@ class Config:
     memory: int = choice(0, "hidden states kept from earlier segments; 0 trains on random windows", 0)
     tie_embeddings: bool = choice(False, "use the embedding as the output layer's weight")
     zero_output: bool = choice(True, "start each block as the identity: zero output projections")
-    dropout: float = choice(0.0, "share of channels dropped on the embedding and after each sublayer", 0, 1)
+    dropout: float = choice(
+        0.0, "share of elements dropped on the embedding and after each sublayer, in 256ths on a CPU", 0, 1
+    )
 
     steps: int = choice(1000, "optimiser steps", 1)
     batch: int = choice(32, "windows in a step, over all processes and accumulation", 1)
@@ -132,7 +134,7 @@ PRESETS: dict[str, Config] = {
         layers=2, d_model=64, n_heads=4, d_ff=256, d_position=16, context=64, window=64, batch=16,
         steps=200, eval_every=0, checkpoint_every=50, precision="float32",
     ),
-    "laptop": Config(dropout=0.1, steps=1500),
+    "laptop": Config(dropout=0.1, steps=1350, eval_every=450),
     "paper": Config(
         position="relative-learned", activation="relu", fresh_queries=True, kernel_init="pytorch",
         layers=6, d_model=128, n_heads=8, d_ff=256, context=2, memory=32, batch=32, steps=156_850,

@@ -2,9 +2,12 @@
 
 import platform
 import subprocess
+import sys
+import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import psutil
 import torch
 
 
@@ -52,3 +55,26 @@ def _processor() -> str:
         return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()
+
+
+class ProcessCost(NamedTuple):
+    """What this process has used so far: wall seconds since it started, and its largest resident memory in bytes."""
+
+    seconds: float
+    peak_bytes: int
+
+    def __str__(self) -> str:
+        where = f"{_processor()}, {torch.get_num_threads()} thread{'s' * (torch.get_num_threads() > 1)}"
+        return f"{self.seconds:.0f} s and {self.peak_bytes / 1e6:.0f} MB at most, on {where}"
+
+
+def process_cost() -> ProcessCost:
+    """The cost of this process, a notebook's kernel for instance, up to now."""
+    process = psutil.Process()
+    memory = process.memory_info()
+    peak = getattr(memory, "peak_wset", 0)  # Windows
+    if not peak:
+        import resource
+
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return ProcessCost(time.time() - process.create_time(), max(peak, memory.rss))

@@ -1,5 +1,6 @@
 """A Transformer-XL language model (Dai et al. 2019, arXiv 1901.02860) around the grid of attentions."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -23,7 +24,7 @@ def squared_relu(x: Tensor) -> Tensor:
     return F.relu(x).square()
 
 
-ACTIVATIONS = {"relu": F.relu, "relu2": squared_relu, "gelu": F.gelu}
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "relu2": squared_relu, "gelu": F.gelu}
 
 
 class Memory(NamedTuple):
@@ -37,7 +38,7 @@ class Dropout(nn.Module):
     """Zero each element with probability ``p`` in training, and divide the rest by what is left of 1.
 
     On a CPU, PyTorch draws one random number an element, on one core: a sixth of a training step. Here each number
-    decides four elements, a byte each, so that ``p`` is rounded to 256ths.
+    decides eight elements, a byte each, so that ``p`` is rounded to 256ths.
     """
 
     def __init__(self, p: float) -> None:
@@ -48,9 +49,9 @@ class Dropout(nn.Module):
         if not self.training or not self.p or x.device.type != "cpu":
             return F.dropout(x, self.p, self.training)
         dropped = round(self.p * 256)
-        words = torch.empty(-(-x.numel() // 4), dtype=torch.int32).random_(-(2**31), 2**31)
+        words = torch.empty(-(-x.numel() // 8), dtype=torch.int64).random_(-(2**63), None)
         keep = words.view(torch.uint8)[: x.numel()].view(x.shape) >= dropped
-        return x * keep * (256 / (256 - dropped))
+        return x * keep.to(x.dtype).mul_(256 / (256 - dropped))
 
 
 class FeedForward(nn.Module):

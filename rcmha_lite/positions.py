@@ -3,7 +3,6 @@
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 
 def sinusoids(positions: Float[Tensor, " n"], d: int, base: float = 10_000.0) -> Float[Tensor, "n d"]:

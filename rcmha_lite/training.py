@@ -87,7 +87,7 @@ class Trainer:
             cpu=config.device == "cpu",
             gradient_accumulation_steps=config.accumulate,
         )
-        self.config, self.out = config, out
+        self.config, self.out, self.origin = config, out, manifest()
         self.world, self.rank = self.accelerator.num_processes, self.accelerator.process_index
         if config.batch % (self.world * config.accumulate):
             parts = f"{self.world} processes × accumulate {config.accumulate}"
@@ -164,7 +164,7 @@ class Trainer:
                 sums = (self.accelerator.reduce(sums, "sum") / self.world).cpu()
                 self.since, self.done = self.since + sums[:3], step + 1
                 speed = characters / (time.perf_counter() - began)
-                if config.eval_every and self.done % config.eval_every == 0 or self.done == config.steps:
+                if (config.eval_every and self.done % config.eval_every == 0) or self.done == config.steps:
                     self.curve.append(self.validate())
                     self.since = torch.zeros(3)
                 self.seconds += time.perf_counter() - began
@@ -235,7 +235,7 @@ def summarise(trainer: Trainer, text: str) -> dict[str, Any]:
         "characters_per_second": config.steps * config.batch * config.context / trainer.seconds,
         "curve": trainer.curve,
         "config": dataclasses.asdict(config),
-        "manifest": manifest()
+        "manifest": trainer.origin
         | {
             "seed": config.seed,
             "data_sha256": hashlib.sha256(text.encode()).hexdigest(),

@@ -7,7 +7,6 @@ import jaxtyping
 import pytest
 import torch
 
-
 torch.set_num_threads(1)  # the tensors are small, and pytest-xdist gives every core a worker
 
 

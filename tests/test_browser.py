@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Locator, Page, Route, expect, sync_playwright
+from test_explorers import build, settings
 
 from tools.pages import PAGES
 
@@ -118,6 +119,19 @@ def test_interactive_figures_change(opened: Visit) -> None:
             move(control)
             page_shows = f"([figure, before]) => ({SHOWN})(figure) !== before"
             opened.page.wait_for_function(page_shows, arg=[figure.element_handle(), before], timeout=5000)
+
+
+@pytest.mark.parametrize("name", build())
+def test_page_arithmetic_equals_torch(visit: Visit, name: str) -> None:
+    """The bars that the inline script computes are those of Python, over the controls' range."""
+    explorer = build()[name]
+    visit.page.set_content(explorer._repr_html_())
+    for values in settings(explorer):
+        script = "([name, data, values]) => window.rcmhaExplorers[name](data, values).bars"
+        bars = visit.page.evaluate(script, [name, explorer.data, values])
+        assert bars == pytest.approx(explorer.compute(**values), abs=1e-9)
+    drawn = visit.page.locator("svg rect").count()
+    assert drawn >= len(explorer.labels)
 
 
 def move(control: Locator) -> None:

@@ -1,5 +1,6 @@
 """The reader's checks accept right answers and refuse the usual wrong ones."""
 
+import itertools
 from collections import Counter, defaultdict
 
 import pytest
@@ -12,7 +13,7 @@ from rcmha_lite.model import squared_relu
 
 def bigram(text):
     following = defaultdict(Counter)
-    for a, b in zip(text, text[1:], strict=False):
+    for a, b in itertools.pairwise(text):
         following[a][b] += 1
     return {a: counts.most_common(1)[0][0] for a, counts in following.items()}
 

@@ -1,6 +1,7 @@
 """The language model: memory, streaming, configuration."""
 
 import dataclasses
+import itertools
 
 import pytest
 import torch
@@ -44,7 +45,7 @@ def test_streaming_equals_the_whole(cell, cuts):
     model = build(**GRID[cell])
     whole, _ = model(ids[:, :16])
     cache, parts, at = model.new_cache(), [], [0, *sorted(cuts), 16]
-    for start, stop in zip(at, at[1:], strict=False):
+    for start, stop in itertools.pairwise(at):
         parts.append(model(ids[:, start:stop], cache=cache)[0])
     close(torch.cat(parts, dim=1), whole)
 

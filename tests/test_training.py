@@ -94,15 +94,10 @@ def test_stopped_and_resumed_equals_never_stopped(tmp_path, config, monkeypatch)
         return step(self, n)
 
     monkeypatch.setattr(training.Trainer, "step", stop_after_some)
-    stops = 0
-    while True:
-        try:
-            results = train(config, tmp_path / "parts", text=TEXT, progress=False)
-            break
-        except Interrupted as stop:
-            stops += 1
-            assert "the same command goes on" in str(stop)
-    assert stops == 3
+    for _ in range(3):
+        with pytest.raises(Interrupted, match="the same command goes on"):
+            train(config, tmp_path / "parts", text=TEXT, progress=False)
+    results = train(config, tmp_path / "parts", text=TEXT, progress=False)
     assert_same_weights(tmp_path / "whole", tmp_path / "parts")
     assert results["curve"] == whole["curve"]
 
@@ -205,7 +200,7 @@ def test_damaged_checkpoints_are_named(tmp_path, name):
 def test_weights_of_another_configuration_are_refused(tmp_path):
     train(FAST, tmp_path, text=TEXT, progress=False)
     (tmp_path / checkpoint.CONFIG).write_text(FAST.replace(d_ff=64).to_json())
-    with pytest.raises(CheckpointError, match="does not fit config.json"):
+    with pytest.raises(CheckpointError, match="does not fit"):
         load_model(tmp_path)
 
 

@@ -1,0 +1,53 @@
+"""What a model costs: parameters by part, and the floating-point operations of a pass."""
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from rcmha_lite.model import LanguageModel
+
+PARTS = {
+    "embedding": (".embedding.",),
+    "attention projections": (
+        ".attention.query.",
+        ".attention.key.",
+        ".attention.value.",
+        ".attention.output.",
+    ),
+    "convolution": (".attention.convolution.",),
+    "relative positions": (".attention.position.",),
+    "absolute positions": ("position.table",),
+    "feed-forward": (".feed_forward.",),
+    "norms": ("norm.",),
+    "output layer": (".output.",),
+}
+"""Parts of a model and what the names of their parameters hold; the first part that fits counts."""
+
+
+def parameters_by_part(model: LanguageModel) -> dict[str, int]:
+    """Number of parameters in each part that has any. They sum to the model's."""
+    counts = dict.fromkeys(PARTS, 0)
+    for name, parameter in model.named_parameters():
+        part = next(part for part, words in PARTS.items() if any(word in "." + name for word in words))
+        counts[part] += parameter.numel()
+    return {part: count for part, count in counts.items() if count}
+
+
+def flops(model: LanguageModel, ids: Int[Tensor, "batch time"], *, backward: bool = False) -> int:
+    """Multiplications and additions of matrix products and convolutions in a pass over ``ids``, as PyTorch counts them.
+
+    A multiply-add counts as two. Masked scores count like the others; element-wise work (softmax, norms,
+    activations) does not count.
+    """
+    plain = sdpa_kernel(SDPBackend.MATH)  # PyTorch does not count inside its fused kernel for CPUs
+    with plain, FlopCounterMode(display=False) as counter, torch.set_grad_enabled(backward):
+        logits, _ = model(ids)
+        if backward:
+            logits.sum().backward()
+    model.zero_grad()
+    counts = {str(operation): count for operation, count in counter.get_flop_counts()["Global"].items()}
+    # PyTorch counts the backward pass of a depth-wise convolution as if it mixed channels: it is two forward ones.
+    counts["aten.convolution_backward"] = 2 * counts.get("aten.convolution", 0) if backward else 0
+    return int(sum(counts.values()))

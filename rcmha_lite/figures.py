@@ -1,0 +1,145 @@
+"""Every figure of the book: data in, matplotlib figure out. Titles state findings, so the chapters give them."""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import FancyBboxPatch
+
+BLUE, ORANGE, GREEN, PINK, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#666666"  # Okabe and Ito 2008
+CYCLE = (BLUE, ORANGE, GREEN, PINK)
+
+
+def panel(title: str, x: str, y: str, *, size: tuple[float, float] = (7.0, 3.4)) -> tuple[Figure, Axes]:
+    """An empty figure with its finding for a title and labelled axes."""
+    figure, axes = plt.subplots(figsize=size, layout="constrained")
+    axes.set_title(title, loc="left", fontsize=11, fontweight="bold", wrap=True)
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def lines(
+    title: str,
+    x_label: str,
+    y_label: str,
+    x: Sequence[float],
+    curves: Mapping[str, Sequence[float]],
+    *,
+    level: tuple[str, float] | None = None,
+    markers: bool = True,
+) -> Figure:
+    """Curves over ``x``, named at their ends, and a dashed line at a reference ``level``."""
+    figure, axes = panel(title, x_label, y_label)
+    for (name, y), colour in zip(curves.items(), CYCLE, strict=False):
+        axes.plot(x, y, color=colour, marker="o" if markers else None, markersize=4, label=name)
+    if level:
+        axes.axhline(level[1], color=GREY, linestyle="--", linewidth=1, label=level[0])
+    axes.legend(frameon=False)
+    return figure
+
+
+def matrices(
+    title: str,
+    panels: Mapping[str, Float[np.ndarray, "rows columns"]],
+    *,
+    x: str,
+    y: str,
+    ticks: Sequence[str] | None = None,
+    unit: str = "",
+) -> Figure:
+    """Matrices side by side on one colour scale, as pictures; ``ticks`` name rows and columns."""
+    width = 3.0 * len(panels) + 1.2
+    figure, all_axes = plt.subplots(1, len(panels), figsize=(width, 3.6), layout="constrained", squeeze=False)
+    figure.suptitle(title, x=0.01, ha="left", fontsize=11, fontweight="bold", wrap=True)
+    values = np.concatenate([np.ravel(m) for m in panels.values()])
+    low, high = float(np.nanmin(values)), float(np.nanmax(values))
+    if low < 0:
+        low, high = -max(-low, high), max(-low, high)
+    for axes, (name, matrix) in zip(all_axes[0], panels.items(), strict=True):
+        image = axes.imshow(matrix, cmap="PuOr" if low < 0 else "Blues", vmin=low, vmax=high)
+        axes.set_title(name, fontsize=10)
+        axes.set_xlabel(x)
+        axes.set_ylabel(y)
+        if ticks:
+            axes.set_xticks(range(matrix.shape[1]), ticks[: matrix.shape[1]])
+            axes.set_yticks(range(matrix.shape[0]), ticks[: matrix.shape[0]])
+    figure.colorbar(image, ax=all_axes, shrink=0.8, label=unit)
+    return figure
+
+
+def shares(title: str, x_label: str, parts: Mapping[str, float], *, form: str = "{:,.0f}") -> Figure:
+    """Horizontal bars, one a part, with their values written at the end."""
+    figure, axes = panel(title, x_label, "", size=(7.0, 0.5 + 0.36 * len(parts)))
+    places = range(len(parts))
+    axes.barh(places, list(parts.values()), color=BLUE)
+    axes.set_yticks(places, list(parts))
+    axes.invert_yaxis()
+    for place, value in zip(places, parts.values(), strict=True):
+        axes.text(value, place, " " + form.format(value), va="center", fontsize=9)
+    axes.margins(x=0.16)
+    return figure
+
+
+def learning_curve(title: str, results: Mapping[str, Any], levels: Mapping[str, float]) -> Figure:
+    """Training and validation loss of a run over the characters it has read, with reference levels."""
+    curve, config = results["curve"], results["config"]
+    read = [point["step"] * config["batch"] * config["context"] / 1e6 for point in curve]
+    figure, axes = panel(title, "characters read (millions)", "loss (nats per character)")
+    axes.plot(
+        read, [point["train_loss"] for point in curve], color=BLUE, marker="o", label="training, with dropout"
+    )
+    axes.plot(
+        read, [point["val_loss"] for point in curve], color=ORANGE, marker="o", label="whole validation split"
+    )
+    for (name, level), style in zip(levels.items(), ("--", ":", "-."), strict=False):
+        axes.axhline(level, color=GREY, linestyle=style, linewidth=1, label=name)
+    axes.legend(frameon=False)
+    return figure
+
+
+def component_map(title: str, lit: frozenset[str] = frozenset({"position", "convolution"})) -> Figure:
+    """The attention module as boxes and arrows; the parts of ``lit`` are the ones that a cell of the grid adds."""
+    figure, axes = plt.subplots(figsize=(7.4, 3.6), layout="constrained")
+    axes.set_title(title, loc="left", fontsize=11, fontweight="bold")
+    axes.set(xlim=(0, 10.4), ylim=(0, 5))
+    axes.axis("off")
+    boxes = {
+        "x": (0.1, 2.1, "memory,\nsegment", None),
+        "project": (1.7, 2.1, "W_q, W_k, W_v\none product", None),
+        "convolve": (3.7, 2.1, "causal depth-\nwise kernels", "convolution"),
+        "score": (5.7, 2.1, "scores,\nsoftmax", None),
+        "relative": (5.7, 4.0, "distance\ni − j", "position"),
+        "mix": (7.4, 2.1, "weights × V", None),
+        "out": (9.0, 2.1, "W_o", None),
+    }
+    sizes = {"x": 1.2, "project": 1.6, "convolve": 1.6, "score": 1.3, "relative": 1.3, "mix": 1.3, "out": 1.0}
+    for name, (x, y, text, part) in boxes.items():
+        colour = ORANGE if part in lit else BLUE
+        dashed = part is not None and part not in lit
+        box = FancyBboxPatch(
+            (x, y), sizes[name], 0.9, boxstyle="round,pad=0.05", facecolor="white" if dashed else colour + "22",
+            edgecolor=GREY if dashed else colour, linestyle="--" if dashed else "-", linewidth=1.4,
+        )  # fmt: skip
+        axes.add_patch(box)
+        axes.text(x + sizes[name] / 2, y + 0.45, text, ha="center", va="center", fontsize=9)
+    arrow = {"arrowstyle": "-|>", "color": GREY, "linewidth": 1.2}
+    path = ["x", "project", "convolve", "score", "mix", "out"]
+    for a, b in itertools.pairwise(path):
+        start, stop = boxes[a][0] + sizes[a] + 0.06, boxes[b][0] - 0.06
+        axes.annotate("", (stop, 2.55), (start, 2.55), arrowprops=arrow)
+    axes.annotate("", (6.35, 3.06), (6.35, 3.94), arrowprops=arrow)
+    axes.annotate(
+        "",
+        (8.05, 2.04),
+        (4.5, 2.04),
+        arrowprops=arrow | {"connectionstyle": "arc3,rad=0.35", "linestyle": ":"},
+    )
+    axes.text(6.3, 1.02, "values", ha="center", fontsize=9, color=GREY)
+    return figure

@@ -1,0 +1,54 @@
+"""Figures draw what they are given."""
+
+import numpy as np
+import pytest
+from matplotlib import pyplot as plt
+
+from rcmha_lite import figures
+
+
+@pytest.fixture(autouse=True)
+def _closed():
+    yield
+    plt.close("all")
+
+
+def test_lines_hold_the_data_and_the_level():
+    axes = figures.lines("finding", "x", "y", [1, 2], {"a": [3, 4], "b": [5, 6]}, level=("bar", 7)).axes[0]
+    assert [line.get_ydata()[0] for line in axes.lines] == [3, 5, 7]
+    assert axes.get_title(loc="left") == "finding"
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["a", "b", "bar"]
+
+
+def test_matrices_share_one_scale_centred_on_zero():
+    figure = figures.matrices("finding", {"a": np.eye(2), "b": -3 * np.eye(2)}, x="x", y="y", ticks="cd")
+    images = [axes.images[0] for axes in figure.axes[:2]]
+    assert [image.get_clim() for image in images] == [(-3, 3)] * 2
+    assert np.array_equal(images[1].get_array(), -3 * np.eye(2))
+
+
+def test_shares_write_their_values():
+    axes = figures.shares("finding", "x", {"a": 1234, "b": 5}).axes[0]
+    assert [bar.get_width() for bar in axes.patches] == [1234, 5]
+    assert "1,234" in axes.texts[0].get_text()
+
+
+def test_learning_curve_counts_characters():
+    curve = [{"step": s, "train_loss": 3 / s, "val_loss": 4 / s} for s in (10, 20)]
+    results = {"curve": curve, "config": {"batch": 100, "context": 1000}}
+    axes = figures.learning_curve("finding", results, {"bar": 1.0}).axes[0]
+    assert list(axes.lines[0].get_xdata()) == [1.0, 2.0]
+    assert list(axes.lines[1].get_ydata()) == [0.4, 0.2]
+
+
+@pytest.mark.parametrize(
+    "lit", [frozenset(), frozenset({"position"}), frozenset({"position", "convolution"})]
+)
+def test_component_map_dashes_what_a_cell_lacks(lit):
+    boxes = figures.component_map("finding", lit).axes[0].patches
+    styles = [
+        box.get_linestyle()
+        for box in boxes
+        if hasattr(box, "get_boxstyle") and box.get_boxstyle().pad == 0.05
+    ]
+    assert styles.count("--") == 2 - len(lit)
