@@ -64,3 +64,9 @@ window.rcmhaExplore ??= figure => {
   inputs.forEach(input => input.addEventListener("input", draw));
   draw();
 };
+
+// A notebook may run this script away from its figure, so it looks for the figures that are not drawn yet.
+document.querySelectorAll("figure.explorer:not([data-drawn])").forEach(figure => {
+  figure.dataset.drawn = "yes";
+  window.rcmhaExplore(figure);
+});

@@ -59,7 +59,7 @@ class Explorer:
             f'{sliders}<svg viewBox="0 0 640 240" role="img" aria-label=""></svg>'
             f'<output class="summary" aria-live="polite"></output>'
             f'<script type="application/json">{data}</script>'
-            f"<script>{script}\nwindow.rcmhaExplore(document.currentScript.parentElement);</script></figure>"
+            f"<script>{script}</script></figure>"
         )
 
     def live(self) -> Any:

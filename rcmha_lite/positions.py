@@ -1,11 +1,11 @@
 """Where a token is: absolute encodings, added to the embeddings, and relative ones, added to the scores."""
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 
-def sinusoids(positions: Float[Tensor, " n"], d: int, base: float = 10_000.0) -> Float[Tensor, "n d"]:
+def sinusoids(positions: Shaped[Tensor, " n"], d: int, base: float = 10_000.0) -> Float[Tensor, "n d"]:
     """Half sines, half cosines of ``positions`` at d/2 angular frequencies ω_m = base^(−2m/d), in float64.
 
         [sin(p·ω_0) … sin(p·ω_{d/2−1}), cos(p·ω_0) … cos(p·ω_{d/2−1})]
@@ -15,6 +15,8 @@ def sinusoids(positions: Float[Tensor, " n"], d: int, base: float = 10_000.0) ->
     """
     if d % 2:
         raise ValueError(f"{d} channels cannot hold pairs of a sine and a cosine: give an even number")
+    if positions.device.type == "mps":  # has no float64
+        positions = positions.cpu()
     frequencies = base ** (-torch.arange(0, d, 2, dtype=torch.float64, device=positions.device) / d)
     angles = positions.double()[:, None] * frequencies
     return torch.cat((angles.sin(), angles.cos()), dim=-1)
@@ -33,8 +35,7 @@ class AbsolutePosition(nn.Module):
         """x[t] + encoding(start + t); IndexError where a learned table has no such row."""
         stop = start + x.shape[1]
         if self.table is None:
-            positions = torch.arange(start, stop, device=x.device, dtype=torch.float64)
-            return x + sinusoids(positions, x.shape[2]).to(x.dtype)
+            return x + sinusoids(torch.arange(start, stop, device=x.device), x.shape[2]).to(x)
         if stop > len(self.table):
             raise IndexError(
                 f"position {stop - 1} lies outside a learned table of {len(self.table)} positions: "
@@ -120,8 +121,7 @@ class SinusoidalRelativePosition(RelativePosition):
 
     def forward(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor, None]:
         (batch, heads, queries, d_head), keys = q.shape, k.shape[2]
-        waves = sinusoids(torch.arange(keys, device=q.device, dtype=torch.float64), self.projection.shape[1])
-        waves = waves.to(q.dtype)
+        waves = sinusoids(torch.arange(keys, device=q.device), self.projection.shape[1]).to(q)
         sin_i, cos_i = waves[keys - queries :].chunk(2, dim=-1)
         w = self.projection.to(q.dtype).unflatten(0, (heads, d_head))
         a_sin, a_cos = ((q + self.position_bias[:, None].to(q.dtype)) @ w).chunk(2, dim=-1)

@@ -1,11 +1,16 @@
 """What the project's files say of each other."""
 
+import json
 import tomllib
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 import rcmha_lite
+from rcmha_lite.config import PRESETS, Config
+from rcmha_lite.data import SHA256
+from tools import readme
 
 ROOT = Path(__file__).parents[1]
 
@@ -26,3 +31,34 @@ def test_every_module_says_what_it_is_for_and_has_a_place_in_the_api(module):
     source = (ROOT / "rcmha_lite" / f"{module}.py").read_text(encoding="utf-8")
     assert source.startswith('"""')
     assert f"rcmha_lite.{module}\n" in (ROOT / "chapters/api.md").read_text(encoding="utf-8")
+
+
+def test_readme_shows_the_results_that_are_there():
+    text = readme.README.read_text(encoding="utf-8")
+    assert text == readme.with_table(text), "results changed: run python -m tools.readme"
+
+
+def test_readme_figure_is_of_these_results():
+    with Image.open(readme.FIGURE) as picture:
+        assert picture.text["Description"] == readme.digest(), "results changed: run python -m tools.readme"
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "results").glob("*.json")), ids=lambda file: file.stem)
+def test_results_carry_their_manifest(file):
+    run = json.loads(file.read_text(encoding="utf-8"))
+    origin = run["manifest"]
+    assert origin["data_sha256"] == SHA256
+    assert all(
+        origin[key] is not None for key in ("commit", "torch", "processor", "threads", "device", "seed")
+    )
+    assert not origin["commit"].endswith("+changes")
+    assert Config(**run["config"]) == PRESETS[file.stem], "the preset changed after this run: run it again"
+    assert run["curve"][-1]["step"] == run["config"]["steps"]
+    assert run["curve"][-1]["val_loss"] == pytest.approx(run["val_loss"], abs=0.005)
+    assert run["seconds"] > 0
+
+
+def test_laptop_run_reaches_its_bar():
+    run = json.loads((ROOT / "results/laptop.json").read_text(encoding="utf-8"))
+    assert run["val_loss"] <= 1.47
+    assert run["val_accuracy"] >= 0.565

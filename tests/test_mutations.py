@@ -1,0 +1,67 @@
+"""Break the code on purpose: a named test must notice."""
+
+import inspect
+import textwrap
+from collections.abc import Callable
+from types import ModuleType
+
+import pytest
+import test_attention
+import test_convolution
+import test_model
+import test_positions
+from test_attention import CELLS, scrambled
+
+from rcmha_lite import attention, convolution, positions
+
+Mutation = tuple[ModuleType, str, str, str, Callable[[], None]]
+
+MUTATIONS: dict[str, Mutation] = {
+    "the mask lets a query see one key too many": (
+        attention, "causal_mask", ".tril(keys - queries)", ".tril(keys - queries + 1)",
+        lambda: test_attention.test_causality(scrambled(CELLS["rmha learned"]()), 0),
+    ),
+    "the mask forgets that memory stands before the segment": (
+        attention, "causal_mask", ".tril(keys - queries)", ".tril(0)",
+        lambda: test_attention.test_every_query_sees_all_of_memory(scrambled(CELLS["mha"]())),
+    ),
+    "the fast path for short bfloat16 forgets the mask": (
+        attention, "fused_attention", 'float("-inf"))\n        q, k', "0.0)\n        q, k",
+        lambda: test_attention.test_fused_bfloat16_is_close_forward_and_backward(5, 5),
+    ),
+    "the relative shift is one off": (
+        positions, "distance_to_key", ".clamp(min=0)", ".sub(1).clamp(min=0)", test_positions.test_shift,
+    ),
+    "the relative shift ignores memory": (
+        positions, "distance_to_key", "torch.arange(keys - queries, keys", "torch.arange(0, queries",
+        lambda: test_attention.test_memory_and_segment_shifted_together("rmha learned"),
+    ),
+    "the convolution pads on the right": (
+        convolution, "causal_depthwise_convolution", "(0, 0, taps.shape[1] - 1, 0)", "(0, 0, 0, taps.shape[1] - 1)",
+        lambda: test_attention.test_causality(scrambled(CELLS["rcmha learned"]()), 0),
+    ),
+    "the convolution pads one too few, one on the right": (
+        convolution, "causal_depthwise_convolution", "(0, 0, taps.shape[1] - 1, 0)", "(0, 0, taps.shape[1] - 2, 1)",
+        test_convolution.test_explicit_sum,
+    ),
+    "the convolution forgets its history": (
+        convolution, "causal_depthwise_convolution", "x if history is None else torch.cat((history, x), dim=1)", "x",
+        lambda: test_model.test_streaming_equals_the_whole(cell="mdha"),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MUTATIONS)
+def test_breaking_the_code_is_noticed(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    module, function, old, new, named_test = MUTATIONS[name]
+    named_test()  # passes as it is
+    source = textwrap.dedent(inspect.getsource(getattr(module, function)))
+    assert source.count(old) == 1, f"{function} was rewritten: this mutation no longer applies"
+    scope = dict(vars(module))
+    exec(compile(source.replace(old, new), module.__name__, "exec"), scope)
+    for holder in (attention, convolution, positions, test_attention, test_convolution, test_positions):
+        if getattr(holder, function, None) is getattr(module, function) and holder is not module:
+            monkeypatch.setattr(holder, function, scope[function])
+    monkeypatch.setattr(module, function, scope[function])
+    with pytest.raises(AssertionError):
+        named_test()

@@ -1,0 +1,64 @@
+"""The README's results table and figure, made from the results files: python -m tools.readme"""
+
+import hashlib
+import json
+from pathlib import Path
+
+import matplotlib as mpl
+from matplotlib import pyplot as plt
+
+from rcmha_lite import figures
+
+ROOT = Path(__file__).resolve().parents[1]
+README, RESULTS, FIGURE = ROOT / "README.md", ROOT / "results/laptop.json", ROOT / "results/laptop.png"
+BEGIN, END = "<!-- results: begin (python -m tools.readme) -->", "<!-- results: end -->"
+
+
+def table() -> str:
+    """Our runs, and what others report, as a Markdown table."""
+    rows = [
+        "| run | parameters | text read | time and hardware | validation loss | accuracy |",
+        "|---|---|---|---|---|---|",
+    ]
+    for path in sorted(ROOT.glob("results/*.json")):
+        run = json.loads(path.read_text(encoding="utf-8"))
+        origin = run["manifest"]
+        hardware = origin["gpu"] if origin["device"].startswith("cuda") else f"{origin['threads']} CPU cores"
+        rows.append(
+            f"| **RCMHA, `--preset {path.stem}`**, measured | {run['parameters'] / 1e6:.2f} M | "
+            f"{run['characters'] / 1e6:.1f} M characters | {run['seconds'] / 60:.1f} min, {hardware} | "
+            f"**{run['val_loss']:.4f}** | **{run['val_accuracy']:.4f}** |"
+        )
+    rows += [
+        "| nanoGPT's GPU recipe, as reported | 6 layers × 384 | 82 M characters | 3 min, A100 | 1.4697 | |",
+        "| nanoGPT's CPU recipe, as reported | 4 layers × 128 | | 3 min, CPU | 1.88 | |",
+        "| RCMHA, as its paper reports | | | 2 h 02 min | | 0.572 (see chapter 6 for how) |",
+    ]
+    return "\n".join(rows)
+
+
+def with_table(text: str) -> str:
+    """The README with its table made anew."""
+    before, rest = text.split(BEGIN)
+    return f"{before}{BEGIN}\n{table()}\n{END}{rest.split(END)[1]}"
+
+
+def digest() -> str:
+    """The SHA-256 of the results that the figure shows; the figure carries it."""
+    return hashlib.sha256(RESULTS.read_bytes()).hexdigest()
+
+
+def draw() -> None:
+    """The laptop run's learning curve, marked with the checksum of its results."""
+    mpl.use("agg")
+    run = json.loads(RESULTS.read_text(encoding="utf-8"))
+    title = (
+        f"RCMHA on two CPU cores: validation loss {run['val_loss']:.3f} in {run['seconds'] / 60:.0f} minutes"
+    )
+    figures.learning_curve(title, run, {"nanoGPT on a GPU, 1.4697": 1.4697, "nanoGPT on a CPU, 1.88": 1.88})
+    plt.savefig(FIGURE, dpi=110, metadata={"Description": digest()})
+
+
+if __name__ == "__main__":
+    draw()
+    README.write_text(with_table(README.read_text(encoding="utf-8")), encoding="utf-8")
