@@ -134,7 +134,7 @@ PRESETS: dict[str, Config] = {
         layers=2, d_model=64, n_heads=4, d_ff=256, d_position=16, context=64, window=64, batch=16,
         steps=200, eval_every=0, checkpoint_every=50, precision="float32",
     ),
-    "laptop": Config(dropout=0.1, steps=1350, eval_every=450),
+    "laptop": Config(dropout=0.1, steps=1350, eval_every=135),
     "paper": Config(
         position="relative-learned", activation="relu", fresh_queries=True, kernel_init="pytorch",
         layers=6, d_model=128, n_heads=8, d_ff=256, context=2, memory=32, batch=32, steps=156_850,

@@ -65,7 +65,8 @@ class Explorer:
     def live(self) -> Any:
         """The same figure by ipywidgets, computed in the kernel. A line of text where the book is being executed."""
         if os.environ.get("RCMHA_LITE_STATIC"):
-            return f"Run this cell in Jupyter or Colab to drive “{self.title}” from Python with ipywidgets."
+            print("Run this cell in Jupyter or Colab: there it shows sliders (ipywidgets).")
+            return None
         import ipywidgets
 
         style = {"description_width": "initial"}

@@ -55,14 +55,16 @@ def matrices(
     unit: str = "",
 ) -> Figure:
     """Matrices side by side on one colour scale, as pictures; ``ticks`` name rows and columns."""
-    width = 3.0 * len(panels) + 1.2
-    figure, all_axes = plt.subplots(1, len(panels), figsize=(width, 3.6), layout="constrained", squeeze=False)
+    rows = -(-len(panels) // 3) if len(panels) != 4 else 2
+    columns = -(-len(panels) // rows)
+    size = (3.0 * columns + 1.2, 3.3 * rows + 0.3)
+    figure, all_axes = plt.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False)
     figure.suptitle(title, x=0.01, ha="left", fontsize=11, fontweight="bold", wrap=True)
     values = np.concatenate([np.ravel(m) for m in panels.values()])
     low, high = float(np.nanmin(values)), float(np.nanmax(values))
     if low < 0:
         low, high = -max(-low, high), max(-low, high)
-    for axes, (name, matrix) in zip(all_axes[0], panels.items(), strict=True):
+    for axes, (name, matrix) in zip(all_axes.flat, panels.items(), strict=False):
         image = axes.imshow(matrix, cmap="PuOr" if low < 0 else "Blues", vmin=low, vmax=high)
         axes.set_title(name, fontsize=10)
         axes.set_xlabel(x)
@@ -106,9 +108,9 @@ def learning_curve(title: str, results: Mapping[str, Any], levels: Mapping[str, 
 
 def component_map(title: str, lit: frozenset[str] = frozenset({"position", "convolution"})) -> Figure:
     """The attention module as boxes and arrows; the parts of ``lit`` are the ones that a cell of the grid adds."""
-    figure, axes = plt.subplots(figsize=(7.4, 3.6), layout="constrained")
+    figure, axes = plt.subplots(figsize=(7.4, 3.1), layout="constrained")
     axes.set_title(title, loc="left", fontsize=11, fontweight="bold")
-    axes.set(xlim=(0, 10.4), ylim=(0, 5))
+    axes.set(xlim=(0, 10.4), ylim=(0.8, 5))
     axes.axis("off")
     boxes = {
         "x": (0.1, 2.1, "memory,\nsegment", None),
