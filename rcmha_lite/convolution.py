@@ -42,8 +42,8 @@ class HeadConvolution(nn.Module):
         n_heads, d_head: heads, and channels of each.
         kernel_size: taps, at least 1; the last multiplies the current position.
         projections: which of ``q``, ``k`` and ``v`` are convolved; the others pass through.
-        init: ``identity`` (1 on the current position, 0 on the past), ``primer`` (0.5 on the current position, the
-            other 0.5 spread evenly over the past) or ``pytorch`` (uniform in ±1/√kernel_size, as ``nn.Conv1d``).
+        init: ``identity`` (1 on the current position, 0 on the past), ``primer`` (0.5 on the current position,
+            0.5 / kernel_size on each earlier one) or ``pytorch`` (uniform in ±1/√kernel_size, as ``nn.Conv1d``).
     """
 
     def __init__(
@@ -80,9 +80,9 @@ class HeadConvolution(nn.Module):
         if self.init == "pytorch":
             self.weight.uniform_(-1 / math.sqrt(past + 1), 1 / math.sqrt(past + 1))
         else:
-            now = 0.5 if self.init == "primer" and past else 1.0
-            self.weight.fill_((1 - now) / max(past, 1))
-            self.weight[..., -1] = now
+            primer = self.init == "primer" and past > 0
+            self.weight.fill_(0.5 / self.kernel_size if primer else 0.0)
+            self.weight[..., -1] = 0.5 if primer else 1.0
         if self.bias is not None:
             bound = 1 / math.sqrt(past + 1) if self.init == "pytorch" else 0.0
             self.bias.uniform_(-bound, bound)

@@ -55,7 +55,7 @@ def test_unnamed_projections_pass_through():
     assert torch.allclose(module(x[..., 12:], "v"), y[..., 12:], atol=1e-6)
 
 
-@pytest.mark.parametrize(("init", "taps"), [("identity", [0, 0, 1]), ("primer", [0.25, 0.25, 0.5])])
+@pytest.mark.parametrize(("init", "taps"), [("identity", [0, 0, 1]), ("primer", [1 / 6, 1 / 6, 0.5])])
 def test_starting_values(init, taps):
     module = HeadConvolution(2, 3, init=init)
     assert torch.allclose(module.weight, torch.tensor(taps, dtype=torch.float32).expand_as(module.weight))
