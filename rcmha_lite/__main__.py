@@ -54,14 +54,16 @@ def data(path: Path | None) -> None:
 )
 @click.option("--cell", type=click.Choice(list(CELLS)), help="position and convolution by their usual names")
 @click.option("--out", type=FOLDER, help="folder of the run  [default: runs/PRESET]")
+@click.option("--path", type=FOLDER, help="a copy of Tiny Shakespeare to use")
 @config_flags
-def train(preset: str, cell: str | None, out: Path | None, **fields: Any) -> None:
+def train(preset: str, cell: str | None, out: Path | None, path: Path | None, **fields: Any) -> None:
     """Train a model, or go on with the run in --out. Ctrl-C leaves a checkpoint."""
+    from rcmha_lite.data import load_tiny_shakespeare
     from rcmha_lite.training import train as run
 
     given = {name: value for name, value in fields.items() if value is not None}
     config = PRESETS[preset].replace(**CELLS.get(cell or "", {}) | given)
-    results = run(config, out or Path("runs") / preset, progress=True)
+    results = run(config, out or Path("runs") / preset, text=load_tiny_shakespeare(path))
     if results:
         click.echo(
             f"validation loss {results['val_loss']:.4f}, accuracy {results['val_accuracy']:.4f} "
@@ -75,11 +77,13 @@ def train(preset: str, cell: str | None, out: Path | None, **fields: Any) -> Non
 @click.option("--path", type=FOLDER, help="a copy of Tiny Shakespeare to use")
 def evaluate(checkpoint: Path, window: int | None, path: Path | None) -> None:
     """Loss and accuracy over the whole validation split, in both ways."""
+    from accelerate import PartialState
+
     from rcmha_lite.checkpoint import load_model
     from rcmha_lite.data import CharTokenizer, load_tiny_shakespeare, split
     from rcmha_lite.evaluation import evaluate as score
 
-    model = load_model(checkpoint)
+    model = load_model(checkpoint, PartialState().device)
     ids = split(CharTokenizer().encode(load_tiny_shakespeare(path)))[1]
     window = window or model.config.window
     for sliding, how in (
@@ -100,14 +104,22 @@ def evaluate(checkpoint: Path, window: int | None, path: Path | None) -> None:
 @click.option("--temperature", type=float, default=0.8, show_default=True, help="0: always the most probable")
 @click.option("--top-k", type=int, help="sample from the k most probable characters")
 @click.option("--top-p", type=float, help="sample from the fewest characters whose probabilities reach p")
-@click.option("--seed", type=int, default=0, show_default=True, help="the same seed gives the same text")
+@click.option(
+    "--seed",
+    type=click.IntRange(0, 2**63 - 1),
+    default=0,
+    show_default=True,
+    help="the same seed gives the same text",
+)
 @click.option("--stop", help="end before this string")
 def sample(checkpoint: Path, prompt: str, **sampling: Any) -> None:
     """Print text, as it is sampled."""
+    from accelerate import PartialState
+
     from rcmha_lite.checkpoint import load_model
     from rcmha_lite.generation import generate
 
-    model = load_model(checkpoint)
+    model = load_model(checkpoint, PartialState().device)
     pieces = generate(model, prompt, **sampling)
     first = next(pieces, "")  # before anything is printed: bad input raises here
     click.echo(prompt + first, nl=False)
@@ -135,8 +147,6 @@ def main() -> None:
     """Run a command; every foreseeable failure is one line on standard error and a non-zero exit."""
     try:
         cli(standalone_mode=False, prog_name="python -m rcmha_lite")
-    except click.exceptions.Exit as done:
-        sys.exit(done.exit_code)
     except click.Abort:
         sys.exit(130)
     except click.exceptions.NoArgsIsHelpError as error:
@@ -144,6 +154,8 @@ def main() -> None:
     except click.UsageError as error:
         fail(f"{error.format_message()} (see --help)", 2)
     except Exception as error:
+        if type(error).__module__.startswith(("torch._inductor", "torch._dynamo")):
+            fail(f"torch.compile failed ({str(error).strip().splitlines()[0]}): give --no-compile", 1)
         if not foreseen(error):
             raise
         fail(str(error), 130 if type(error).__name__ == "Interrupted" else 1)

@@ -1,8 +1,11 @@
 """What a model costs: parameters by part, and the floating-point operations of a pass."""
 
+from collections.abc import Callable, Iterable
+
 import torch
 from jaxtyping import Int
 from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -51,3 +54,24 @@ def flops(model: LanguageModel, ids: Int[Tensor, "batch time"], *, backward: boo
     # PyTorch counts the backward pass of a depth-wise convolution as if it mixed channels: it is two forward ones.
     counts["aten.convolution_backward"] = 2 * counts.get("aten.convolution", 0) if backward else 0
     return int(sum(counts.values()))
+
+
+def saved_bytes(run: Callable[[], Tensor], *, but_not: Iterable[Tensor] = ()) -> int:
+    """Bytes of the distinct arrays that autograd keeps until the backward pass of ``run()``.
+
+    Exact, and the same on every machine: each array that PyTorch saves passes a hook, and arrays that share memory
+    count once. ``but_not`` names arrays that exist anyway, such as inputs and parameters.
+    """
+    anyway = {tensor.untyped_storage().data_ptr() for tensor in but_not}
+    kept: dict[int, Tensor] = {}  # holding them keeps their addresses from being used again
+
+    def save(tensor: Tensor) -> Tensor:
+        if tensor.untyped_storage().data_ptr() not in anyway:
+            kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    with saved_tensors_hooks(save, lambda tensor: tensor):
+        result = run()
+    if not result.requires_grad:
+        raise ValueError("nothing is kept: no input of the computation requires a gradient")
+    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())

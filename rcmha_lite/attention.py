@@ -64,6 +64,9 @@ def fused_attention(
     """
     queries, keys, width, d_head = q.shape[2], k.shape[2], q.shape[3], v.shape[3]
     scale = scale or width**-0.5
+    if queries == 1:  # one more position of a stream: nothing to hide, nothing worth fusing
+        scores = (q * scale) @ k.transpose(-1, -2)
+        return (scores if bias is None else scores + bias * scale).softmax(dim=-1) @ v
     hidden = ~causal_mask(queries, keys, q.device)
     if bias is None and q.device.type == "cpu" and q.dtype == torch.bfloat16 and keys <= 512:
         start = torch.zeros_like(hidden, dtype=q.dtype).masked_fill(hidden, float("-inf"))
@@ -74,7 +77,7 @@ def fused_attention(
     mask: Tensor | None = None
     if bias is not None:
         mask = (bias * scale).masked_fill(hidden, float("-inf")).to(q.dtype)
-    elif not square and queries > 1:
+    elif not square:
         mask = ~hidden
     v = F.pad(v, (0, width - d_head))
     return F.scaled_dot_product_attention(q, k, v, mask, is_causal=square, scale=scale)[..., :d_head]
@@ -84,22 +87,46 @@ def fused_attention(
 class AttentionCache:
     """What a layer remembers of a stream: keys and values, and the projections that its kernels still reach.
 
-    At most ``limit`` keys are kept, the oldest dropped first; 0 keeps all. ``seen`` counts every position so far.
+    Keys and values stand in buffers with room to spare, so that a new one is written and the old ones stay. At most
+    ``limit`` are kept, the oldest dropped first; None keeps all. ``seen`` counts every position so far.
     """
 
-    limit: int = 0
+    limit: int | None = None
     seen: int = 0
-    keys: Tensor | None = None
-    values: Tensor | None = None
     history: Tensor | None = None
+    _keys: Tensor | None = None
+    _values: Tensor | None = None
+    _start: int = 0
+    _stop: int = 0
 
+    def __len__(self) -> int:
+        """Keys that the next call may see beside its own."""
+        return self._stop - self._start
+
+    @torch.no_grad()
     def extend(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Append new keys and values ``[batch, heads, time, d_head]``, and return all that this call may see."""
-        self.seen += keys.shape[2]
-        if self.keys is not None and self.values is not None:
-            keys, values = torch.cat((self.keys, keys), dim=2), torch.cat((self.values, values), dim=2)
-        self.keys, self.values = keys[:, :, -self.limit :], values[:, :, -self.limit :]
-        return keys, values
+        """Append keys and values ``[batch, heads, time, width]``, and return all that this call may see."""
+        stop = self._stop + keys.shape[2]
+        if self._keys is None or self._values is None or stop > self._keys.shape[2]:
+            kept = slice(self._start, self._stop)
+            self._keys, self._values = _moved(self._keys, kept, keys), _moved(self._values, kept, values)
+            self._start, self._stop, stop = 0, len(self), len(self) + keys.shape[2]
+        self._keys[:, :, self._stop : stop] = keys
+        self._values[:, :, self._stop : stop] = values
+        seen = slice(self._start, stop)
+        self.seen, self._stop = self.seen + keys.shape[2], stop
+        self._start = self._start if self.limit is None else max(self._start, stop - self.limit)
+        return self._keys[:, :, seen], self._values[:, :, seen]
+
+
+def _moved(old: Tensor | None, kept: slice, new: Tensor) -> Tensor:
+    """A buffer twice as long as what it must hold, with the ``kept`` part of the old one at its beginning."""
+    batch, heads, time, width = new.shape
+    length = kept.stop - kept.start
+    buffer = new.new_empty(batch, heads, 2 * (length + time), width)
+    if old is not None:
+        buffer[:, :, :length] = old[:, :, kept]
+    return buffer
 
 
 class MultiHeadAttention(nn.Module):
@@ -115,6 +142,7 @@ class MultiHeadAttention(nn.Module):
         d_model, n_heads: width of the input, and heads of d_head = d_model / n_heads channels.
         position: scores that know the distance between query and key.
         convolution: kernels over the projections.
+        query_key_bias: biases on the query and key projections; RCMHA's public code has none there.
         fresh_queries: with memory, start the query convolution at ``x`` with zeros to its left, as RCMHA's public
             code does. By default it sees the memory, so that segment by segment equals all at once.
     """
@@ -126,13 +154,15 @@ class MultiHeadAttention(nn.Module):
         *,
         position: RelativePosition | None = None,
         convolution: HeadConvolution | None = None,
+        query_key_bias: bool = True,
         fresh_queries: bool = False,
     ) -> None:
         super().__init__()
         if d_model % n_heads:
             raise ValueError(f"d_model {d_model} is not divisible by n_heads {n_heads}")
         self.n_heads, self.d_head = n_heads, d_model // n_heads
-        self.query, self.key, self.value, self.output = (nn.Linear(d_model, d_model) for _ in range(4))
+        self.query, self.key = (nn.Linear(d_model, d_model, bias=query_key_bias) for _ in range(2))
+        self.value, self.output = nn.Linear(d_model, d_model), nn.Linear(d_model, d_model)
         self.position, self.convolution, self.fresh_queries = position, convolution, fresh_queries
 
     def project(self, x: Tensor, projections: str, history: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -159,8 +189,8 @@ class MultiHeadAttention(nn.Module):
             q, kv = self.project(x, "q")[1], self.project(context, "kv")[1]
             parts = [q, *kv.chunk(2, dim=-1)]
         else:
-            raw, qkv = self.project(context, "qkv", cache.history if cache else None)
-            if cache and self.convolution:
+            raw, qkv = self.project(context, "qkv", cache.history if cache is not None else None)
+            if cache is not None and self.convolution:
                 past = raw if cache.history is None else torch.cat((cache.history, raw), dim=1)
                 cache.history = past[
                     :, past.shape[1] - min(self.convolution.kernel_size - 1, past.shape[1]) :
@@ -168,10 +198,13 @@ class MultiHeadAttention(nn.Module):
             parts = list(qkv.chunk(3, dim=-1))
             parts[0] = parts[0][:, -x.shape[1] :]
         q, k, v = (part.unflatten(-1, (self.n_heads, self.d_head)).transpose(1, 2) for part in parts)
-        if cache:
+        start, plain = cache.seen if cache is not None else 0, q
+        if self.position:
+            q = self.position.queries(q, start + k.shape[2] - q.shape[2])
+            k = self.position.keys(k, start)
+        if cache is not None:
             k, v = cache.extend(k, v)
-        q, k, bias = self.position(q, k) if self.position else (q, k, None)
-        return q, k, v, bias
+        return q, k, v, self.position.bias(plain, k.shape[2]) if self.position else None
 
     def weights(
         self,

@@ -89,6 +89,10 @@ def load_training(
     if not (folder / TRAINING).is_file():
         return None, Progress()
     tensors, metadata = _read(folder / TRAINING)
+    if "state" not in metadata:
+        raise CheckpointError(
+            f"{folder / TRAINING} is not a checkpoint of this program: name another --out folder"
+        )
     state = json.loads(metadata["state"])
     _require_same(Config.from_json(state["config"], folder / TRAINING), model.config, folder)
     model.load_state_dict({n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")})
@@ -121,7 +125,7 @@ def _require_same(theirs: Config, ours: Config, folder: Path) -> None:
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
         with safe_open(path, "pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+            return {name: file.get_tensor(name).clone() for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise CheckpointError(
             f"{path} cannot be read as safetensors ({error}): it is damaged; delete it"

@@ -10,6 +10,7 @@ Position = Literal[
     "none", "absolute-sinusoidal", "absolute-learned", "relative-sinusoidal", "relative-learned"
 ]
 Activation = Literal["relu", "relu2", "gelu"]
+KernelInit = Literal["identity", "primer", "pytorch"]
 
 
 def choice(default: Any, help: str, at_least: float | None = None, below: float | None = None) -> Any:
@@ -26,9 +27,12 @@ class Config:
     convolve: str = choice("qkv", "projections to convolve: some of q, k and v")
     shared_kernels: bool = choice(True, "one kernel per head channel for all heads, or separate kernels")
     kernel_bias: bool = choice(True, "a bias in the convolution")
-    kernel_init: Literal["identity", "primer", "pytorch"] = choice("identity", "what the kernels start as")
+    kernel_init: KernelInit = choice("identity", "what the kernels start as")
     fresh_queries: bool = choice(
         False, "restart the query convolution at each segment, as RCMHA's public code does"
+    )
+    query_key_bias: bool = choice(
+        True, "biases on the query and key projections; RCMHA's public code has none"
     )
     activation: Activation = choice("relu2", "of the feed-forward layer; relu2 is squared ReLU")
     vocabulary: int = choice(65, "distinct characters", 1)
@@ -56,7 +60,7 @@ class Config:
     weight_decay: float = choice(0.1, "of matrices; vectors and tables have none", 0)
     beta2: float = choice(0.95, "decay of Adam's second moment", 0, 1)
     schedule: Literal["linear", "noam"] = choice(
-        "linear", "linear: warm up, hold, fall to zero; noam: 1/√step"
+        "linear", "linear: warm up, hold, fall to zero; noam: 1/sqrt(step)"
     )
     warmup: int = choice(20, "steps of linear warm-up", 0)
     decay: float = choice(0.7, "last share of the steps, over which the linear schedule falls", 0, 1.01)
@@ -64,7 +68,7 @@ class Config:
     precision: Literal["auto", "float32", "bfloat16"] = choice("auto", "auto: bfloat16 where hardware has it")
     compile: bool = choice(False, "torch.compile the model")
     device: Literal["auto", "cpu"] = choice("auto", "auto: a GPU where there is one")
-    seed: int = choice(0, "of initial weights, windows and dropout", 0)
+    seed: int = choice(0, "of initial weights, windows and dropout", 0, 2**40)
     window: int = choice(256, "characters in an evaluation window", 1)
     eval_every: int = choice(250, "steps between validations; 0 validates at the end alone", 0)
     checkpoint_every: int = choice(250, "steps between checkpoints", 1)
@@ -90,10 +94,15 @@ class Config:
             raise ValueError(
                 "absolute-learned positions end with the table: with memory, use another position"
             )
-        if self.position == "absolute-learned" and self.window > self.context:
+        bounded = self.position.startswith("absolute") or self.position == "relative-learned"
+        if bounded and not self.memory and self.window > self.context:
             raise ValueError(
-                f"absolute-learned positions end at context {self.context}: window must not pass it"
+                f"{self.position} positions are untrained beyond context {self.context}: "
+                f"give window {self.context} or less, or a longer context"
             )
+        for name, kind in (("d_model", "absolute-sinusoidal"), ("d_position", "relative-sinusoidal")):
+            if self.position == kind and getattr(self, name) % 2:
+                raise ValueError(f"{name} {getattr(self, name)} is odd: {kind} positions need an even number")
         if self.memory and self.accumulate > 1:
             raise ValueError("memory follows whole batches: with memory, accumulate must be 1")
 
@@ -113,12 +122,17 @@ class Config:
         """Read what ``to_json`` wrote; ValueError names the fields that are unknown."""
         try:
             fields = json.loads(text)
+            if not isinstance(fields, dict):
+                raise TypeError(f"it holds a {type(fields).__name__}")
             unknown = set(fields) - {f.name for f in dataclasses.fields(cls)}
         except (ValueError, TypeError) as error:
             raise ValueError(f"{source} does not hold a configuration in JSON: {error}") from error
         if unknown:
             raise ValueError(f"{source} has fields this version does not know: {', '.join(sorted(unknown))}")
-        return cls(**fields)
+        try:
+            return cls(**fields)
+        except ValueError as error:
+            raise ValueError(f"{source}: {error}") from error
 
 
 CELLS: dict[str, dict[str, Any]] = {
@@ -136,7 +150,8 @@ PRESETS: dict[str, Config] = {
     ),
     "laptop": Config(dropout=0.1, steps=1350, eval_every=135),
     "paper": Config(
-        position="relative-learned", activation="relu", fresh_queries=True, kernel_init="pytorch",
+        position="relative-learned", activation="relu", fresh_queries=True, query_key_bias=False,
+        kernel_init="pytorch",
         layers=6, d_model=128, n_heads=8, d_ff=256, context=2, memory=32, batch=32, steps=156_850,
         optimizer="adam", learning_rate=1.0, beta2=0.999, weight_decay=0.0, schedule="noam", warmup=2000,
         zero_output=False, precision="float32", eval_every=15_685, checkpoint_every=1000,

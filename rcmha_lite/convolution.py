@@ -1,14 +1,13 @@
 """Causal depth-wise convolution of the query, key and value projections."""
 
 import math
-from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-KernelInit = Literal["identity", "primer", "pytorch"]
+from rcmha_lite.config import KernelInit
 
 
 def causal_depthwise_convolution(

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from rcmha_lite import cache, plays
 from rcmha_lite.cache import CorpusUnavailable
+from rcmha_lite.plays import load_unseen_plays as load_unseen_plays
 
 URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"

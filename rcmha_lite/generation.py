@@ -7,6 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from rcmha_lite.data import CharTokenizer
+from rcmha_lite.evaluation import read_window
 from rcmha_lite.model import LanguageModel
 
 
@@ -22,8 +23,10 @@ def next_probabilities(
     ``temperature`` 0 puts everything on the most probable. ``top_k`` leaves the k most probable; ``top_p`` the fewest
     whose probabilities reach p (nucleus sampling, Holtzman et al. 2020, arXiv 1904.09751).
     """
-    if temperature < 0:
-        raise ValueError(f"temperature {temperature} is negative: give 0 (always the most probable) or more")
+    if not temperature >= 0:
+        raise ValueError(
+            f"temperature {temperature} is not a number from 0 up: give 0 (always the most probable) or more"
+        )
     if top_k is not None and top_k < 1:
         raise ValueError(f"top_k {top_k} leaves no character: give 1 or more")
     if top_p is not None and not 0 < top_p <= 1:
@@ -58,7 +61,8 @@ def generate_ids(
     """Sample ``length`` ids after ``prompt``, one at a time; the same seed gives the same ids.
 
     The last ``context + memory`` positions are kept as keys and values. Absolute positions end there: when they
-    do, the cache is filled again from the last half of what it held.
+    do, the cache is filled again from the last half of what it held. With ``fresh_queries`` and memory the text is
+    read again segment by segment, for such a model depends on where its segments begin.
     """
     if not len(prompt):
         raise ValueError("the prompt is empty: give at least one character to go on from")
@@ -73,9 +77,14 @@ def generate_ids(
         seen = prompt.tolist()
         unread, cache = seen[-window:], model.new_cache(window - 1)
         for _ in range(length):
-            if not config.relative and config.position != "none" and cache[0].seen + len(unread) > window:
-                unread, cache = seen[-max(1, window // 2) :], model.new_cache(window - 1)
-            logits = model(torch.tensor([unread], device=device), cache=cache)[0][0, -1].float().cpu()
+            if config.fresh_queries and config.memory:  # segments matter: read them as training does
+                start = -(-max(0, len(seen) - window) // config.context) * config.context
+                out = read_window(model, torch.tensor([seen[start:]], device=device))
+            else:
+                if model.position and cache[0].seen + len(unread) > window:
+                    unread, cache = seen[-max(1, window // 2) :], model.new_cache(window - 1)
+                out, _ = model(torch.tensor([unread], device=device), cache=cache)
+            logits = out[0, -1].float().cpu()
             choice = next_probabilities(logits, temperature=temperature, top_k=top_k, top_p=top_p)
             unread = [int(torch.multinomial(choice, 1, generator=generator))]
             seen += unread

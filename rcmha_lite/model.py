@@ -48,7 +48,7 @@ class Dropout(nn.Module):
     def forward(self, x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         if not self.training or not self.p or x.device.type != "cpu":
             return F.dropout(x, self.p, self.training)
-        dropped = round(self.p * 256)
+        dropped = min(max(round(self.p * 256), 1), 255)
         words = torch.empty(-(-x.numel() // 8), dtype=torch.int64).random_(-(2**63), None)
         keep = words.view(torch.uint8)[: x.numel()].view(x.shape) >= dropped
         return x * keep.to(x.dtype).mul_(256 / (256 - dropped))
@@ -105,12 +105,9 @@ def build_attention(config: Config) -> MultiHeadAttention:
             projections=config.convolve, init=config.kernel_init,
         )  # fmt: skip
     return MultiHeadAttention(
-        config.d_model,
-        config.n_heads,
-        position=position,
-        convolution=convolution,
-        fresh_queries=config.fresh_queries,
-    )
+        config.d_model, config.n_heads, position=position, convolution=convolution,
+        query_key_bias=config.query_key_bias, fresh_queries=config.fresh_queries,
+    )  # fmt: skip
 
 
 class LanguageModel(nn.Module):
@@ -133,14 +130,15 @@ class LanguageModel(nn.Module):
     def _initialise(self, module: nn.Module) -> None:
         if isinstance(module, nn.Linear):
             nn.init.normal_(module.weight, std=module.in_features**-0.5)
-            nn.init.zeros_(module.bias)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
         if isinstance(module, nn.Embedding) and self.config.tie_embeddings:
             nn.init.normal_(module.weight, std=self.config.d_model**-0.5)
         if isinstance(module, MultiHeadAttention | FeedForward) and self.config.zero_output:
             nn.init.zeros_(module.output.weight)
 
-    def new_cache(self, limit: int = 0) -> list[AttentionCache]:
-        """An empty cache for each block, of at most ``limit`` keys (0: all)."""
+    def new_cache(self, limit: int | None = None) -> list[AttentionCache]:
+        """An empty cache for each block, of at most ``limit`` keys (None: all)."""
         return [AttentionCache(limit) for _ in self.blocks]
 
     def forward(

@@ -3,6 +3,7 @@
 import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 
 def sinusoids(positions: Shaped[Tensor, " n"], d: int, base: float = 10_000.0) -> Float[Tensor, "n d"]:
@@ -45,24 +46,32 @@ class AbsolutePosition(nn.Module):
 
 
 class RelativePosition(nn.Module):
-    """The part that makes MHA into RMHA. Given queries and keys, it returns queries, keys and a score bias
+    """The part that makes MHA into RMHA: what it makes of queries and keys, and what it adds to their scores,
 
-    so that  query′·key′ + bias  is the score of query i and key j before the scale. Keys lie at 0 … keys − 1; the
-    queries are the last of these positions. ``u`` (``content_bias``) is what every query asks for wherever it is.
+        score(i, j) = queries(q)_i · keys(k)_j + bias(q)_ij   before the scale.
+
+    ``start`` is the position of the first query or key given; only differences of positions count. ``u``
+    (``content_bias``) is what every query asks for wherever it is.
     """
 
     def __init__(self, n_heads: int, d_head: int) -> None:
         super().__init__()
         self.content_bias = nn.Parameter(torch.zeros(n_heads, d_head))
 
-    def forward(
-        self, q: Float[Tensor, "batch heads query d_head"], k: Float[Tensor, "batch heads key d_head"]
-    ) -> tuple[
-        Float[Tensor, "batch heads query width"],
-        Float[Tensor, "batch heads key width"],
-        Float[Tensor, "batch heads query key"] | None,
-    ]:
-        raise NotImplementedError
+    def queries(
+        self, q: Float[Tensor, "batch heads query d_head"], start: int
+    ) -> Float[Tensor, "batch heads query width"]:
+        return q + self.content_bias[:, None].to(q.dtype)
+
+    def keys(
+        self, k: Float[Tensor, "batch heads key d_head"], start: int
+    ) -> Float[Tensor, "batch heads key width"]:
+        return k
+
+    def bias(
+        self, q: Float[Tensor, "batch heads query d_head"], keys: int
+    ) -> Float[Tensor, "batch heads query {keys}"] | None:
+        return None
 
 
 class LearnedRelativePosition(RelativePosition):
@@ -76,27 +85,19 @@ class LearnedRelativePosition(RelativePosition):
     def __init__(self, n_heads: int, d_head: int, distances: int) -> None:
         super().__init__(n_heads, d_head)
         self.embedding = nn.Parameter(torch.zeros(distances, n_heads, d_head))
-        self.bias = nn.Parameter(torch.zeros(distances, n_heads))
+        self.table_bias = nn.Parameter(torch.zeros(distances, n_heads))
 
-    def forward(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        queries, keys = q.shape[2], k.shape[2]
-        if keys > len(self.bias):
+    def bias(self, q: Tensor, keys: int) -> Tensor:
+        """q_i·R[i − j] + S[i − j]; IndexError where a key lies further back than the table goes."""
+        if keys > len(self.table_bias):
             raise IndexError(
-                f"a key {keys - 1} positions back lies outside a table of {len(self.bias)} distances: "
+                f"a key {keys - 1} positions back lies outside a table of {len(self.table_bias)} distances: "
                 "give shorter segments or memory, or train with longer ones"
             )
-        by_distance = torch.einsum("bhid,nhd->bhin", q, self.embedding[:keys]) + self.bias[:keys].T[:, None]
-        return q + self.content_bias[:, None], k, distance_to_key(by_distance, queries)
-
-
-def distance_to_key(
-    by_distance: Float[Tensor, "batch heads query key"], queries: int
-) -> Float[Tensor, "batch heads query key"]:
-    """Turn columns of distances δ into columns of keys j = i − δ; what would be a later key holds δ = 0's value."""
-    keys = by_distance.shape[-1]
-    i = torch.arange(keys - queries, keys, device=by_distance.device)
-    delta = (i[:, None] - torch.arange(keys, device=by_distance.device)).clamp(min=0)
-    return by_distance.gather(-1, delta.expand_as(by_distance))
+        by_distance = (
+            torch.einsum("bhid,nhd->bhin", q, self.embedding[:keys]) + self.table_bias[:keys].T[:, None]
+        )
+        return shift(by_distance)
 
 
 class SinusoidalRelativePosition(RelativePosition):
@@ -104,12 +105,8 @@ class SinusoidalRelativePosition(RelativePosition):
 
         score(i, j) = q_i·k_j + q_i·W r_δ + u·k_j + v·W r_δ = (q_i + u)·k_j + (q_i + v)·W r_δ
 
-    computed without a shift and without any array of queries × distances. With a = Wᵀ(q_i + v) split into its sine
-    half a_s and cosine half a_c, sin and cos of (i − j)ω separate by angle addition:
-
-        (q_i + v)·W r_{i−j} = (a_s sin iω + a_c cos iω)·cos jω + (a_c sin iω − a_s cos iω)·sin jω = φ(i)·ψ(j)
-
-    so the queries become [q_i + u, φ(i)], the keys [k_j, ψ(j)], and a plain dot product does the rest.
+    computed without a shift and without any array of queries × distances: by ``factorise``, the queries become
+    [q_i + u, φ(i)], the keys [k_j, ψ(j)], and a plain dot product does the rest.
     """
 
     def __init__(self, n_heads: int, d_head: int, d_position: int) -> None:
@@ -119,12 +116,56 @@ class SinusoidalRelativePosition(RelativePosition):
         nn.init.normal_(self.projection, std=d_position**-0.5)
         sinusoids(torch.zeros(1), d_position)  # raises where d_position is odd
 
-    def forward(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor, None]:
-        (batch, heads, queries, d_head), keys = q.shape, k.shape[2]
-        waves = sinusoids(torch.arange(keys, device=q.device), self.projection.shape[1]).to(q)
-        sin_i, cos_i = waves[keys - queries :].chunk(2, dim=-1)
-        w = self.projection.to(q.dtype).unflatten(0, (heads, d_head))
-        a_sin, a_cos = ((q + self.position_bias[:, None].to(q.dtype)) @ w).chunk(2, dim=-1)
-        phi = (a_cos * sin_i - a_sin * cos_i, a_sin * sin_i + a_cos * cos_i)
-        q = torch.cat((q + self.content_bias[:, None].to(q.dtype), *phi), dim=-1)
-        return q, torch.cat((k, waves.expand(batch, heads, -1, -1)), dim=-1), None
+    def waves(self, like: Tensor, start: int) -> Float[Tensor, "time d_position"]:
+        positions = torch.arange(start, start + like.shape[2], device=like.device)
+        return sinusoids(positions, self.projection.shape[1]).to(like)
+
+    def queries(self, q: Tensor, start: int) -> Tensor:
+        w = self.projection.to(q.dtype).unflatten(0, self.position_bias.shape)
+        a = (q + self.position_bias[:, None].to(q.dtype)) @ w
+        return torch.cat((super().queries(q, start), factorise(a, self.waves(q, start))), dim=-1)
+
+    def keys(self, k: Tensor, start: int) -> Tensor:
+        return torch.cat((k, self.waves(k, start).expand(*k.shape[:2], -1, -1)), dim=-1)
+
+
+# Scores by distance, a_i·r_{i − j}, three ways and none. Columns of r are sines, then cosines (``sinusoids``).
+
+
+def scores_by_index(
+    a: Float[Tensor, "*batch query d"], r: Float[Tensor, "key d"]
+) -> Float[Tensor, "*batch query key"]:
+    """Straight from the formula: gather r_{i − j} for every pair, an array of queries × keys × d."""
+    i = torch.arange(len(r) - a.shape[-2], len(r), device=a.device)
+    delta = (i[:, None] - torch.arange(len(r), device=a.device)).clamp(min=0)
+    return torch.einsum("...id,ijd->...ij", a, r[delta])
+
+
+def shift_by_index(by_distance: Float[Tensor, "*batch query key"]) -> Float[Tensor, "*batch query key"]:
+    """Columns of distances δ into columns of keys j = i − δ, one gather. What lies after the query is arbitrary."""
+    queries, keys = by_distance.shape[-2:]
+    i = torch.arange(keys - queries, keys, device=by_distance.device)
+    delta = (i[:, None] - torch.arange(keys, device=by_distance.device)).clamp(min=0)
+    return by_distance.gather(-1, delta.expand_as(by_distance))
+
+
+def shift(by_distance: Float[Tensor, "*batch query key"]) -> Float[Tensor, "*batch query key"]:
+    """``shift_by_index`` without an index, Transformer-XL's way: farthest distance first, one zero before each row,
+
+    then the same numbers read in rows that are one shorter: each row slides one place further than the row above.
+    """
+    queries, keys = by_distance.shape[-2:]
+    return F.pad(by_distance.flip(-1), (1, 0)).flatten(-2)[..., queries:].unflatten(-1, (queries, keys))
+
+
+def factorise(
+    a: Float[Tensor, "*batch query d"], waves: Float[Tensor, "query d"]
+) -> Float[Tensor, "*batch query d"]:
+    """φ(i) with φ(i)·ψ(j) = a_i·r_{i − j}, where ψ(j) and ``waves`` are the sinusoids of j and of the queries' i.
+
+    By angle addition, with a split into its sine half a_s and its cosine half a_c, for each frequency ω:
+
+        a_s sin (i − j)ω + a_c cos (i − j)ω = (a_c sin iω − a_s cos iω)·sin jω + (a_s sin iω + a_c cos iω)·cos jω
+    """
+    (a_sin, a_cos), (sin_i, cos_i) = a.chunk(2, dim=-1), waves.chunk(2, dim=-1)
+    return torch.cat((a_cos * sin_i - a_sin * cos_i, a_sin * sin_i + a_cos * cos_i), dim=-1)

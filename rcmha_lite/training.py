@@ -3,6 +3,8 @@
 import dataclasses
 import hashlib
 import json
+import math
+import os
 import signal
 import threading
 import time
@@ -80,11 +82,13 @@ class Trainer:
 
     def __init__(self, config: Config, out: Path, text: str) -> None:
         AcceleratorState._reset_state(reset_partial_state=True)  # a process may train more than once
-        device = PartialState(cpu=config.device == "cpu").device
+        several = int(os.environ.get("WORLD_SIZE", "1")) > 1  # Accelerate shares out CPUs only when told to
+        cpu = config.device == "cpu" or (several and not torch.cuda.is_available())
+        device = PartialState(cpu=cpu).device
         half = config.precision == "bfloat16" or (config.precision == "auto" and bfloat16_is_fast(device))
         self.accelerator = Accelerator(
             mixed_precision="bf16" if half else "no",
-            cpu=config.device == "cpu",
+            cpu=cpu,
             gradient_accumulation_steps=config.accumulate,
         )
         self.config, self.out, self.origin = config, out, manifest()
@@ -92,7 +96,12 @@ class Trainer:
         if config.batch % (self.world * config.accumulate):
             parts = f"{self.world} processes × accumulate {config.accumulate}"
             raise ValueError(f"batch {config.batch} is not divisible by {parts}")
-        self.train_ids, self.validation_ids = split(CharTokenizer().encode(text))
+        tokenizer = CharTokenizer()
+        if config.vocabulary != len(tokenizer):
+            raise ValueError(
+                f"vocabulary {config.vocabulary} does not fit a text of {len(tokenizer)} characters"
+            )
+        self.train_ids, self.validation_ids = split(tokenizer.encode(text))
         torch.manual_seed(config.seed)
         self.model = LanguageModel(config)
         self.optimizers = build_optimizers(self.model, config)
@@ -100,6 +109,8 @@ class Trainer:
         self.runner, *self.prepared = self.accelerator.prepare(self.model, *self.optimizers)
         if config.compile:
             self.runner = torch.compile(self.runner)
+        self.memory: Memory | None = None
+        self.batch(0)  # a text that is too short says so before anything is written
         memory, progress = checkpoint.load_training(out, self.model, self.optimizers)
         self.memory = memory and Memory(memory.hidden[self.share], memory.seen)
         self.done, self.seconds, self.curve = progress.step, progress.seconds, list(progress.curve)
@@ -149,15 +160,16 @@ class Trainer:
         memory = self.memory and Memory(self.accelerator.gather(self.memory.hidden), self.memory.seen)
         if self.accelerator.is_main_process:
             progress = Progress(self.done, self.seconds, tuple(self.curve), tuple(self.since.tolist()))
+            checkpoint.save_weights(self.out, self.model)  # first: a finished checkpoint has its weights
             checkpoint.save_training(self.out, self.model, self.optimizers, memory, progress)
-            checkpoint.save_weights(self.out, self.model)
 
-    def run(self, show: bool) -> None:
-        """The steps that are left. Interrupted, after a checkpoint, if Ctrl-C asked for it."""
+    def run(self, show: bool, stop: Tensor) -> None:
+        """The steps that are left. Interrupted, after a checkpoint, once the flag ``stop`` is set."""
+        main = self.accelerator.is_main_process
         config, device = self.config, self.accelerator.device
         characters = config.batch * config.context
-        bar = tqdm(total=config.steps, initial=self.done, unit="step", disable=not (show and self._main))
-        with bar, stop_requested() as stop:
+        bar = tqdm(total=config.steps, initial=self.done, unit="step", disable=not (show and main))
+        with bar:
             for step in range(self.done, config.steps):
                 began = time.perf_counter()
                 sums = torch.cat((self.step(step), torch.ones(1, device=device), stop.to(device)))
@@ -168,10 +180,14 @@ class Trainer:
                     self.curve.append(self.validate())
                     self.since = torch.zeros(3)
                 self.seconds += time.perf_counter() - began
+                loss, accuracy = sums[:2].tolist()
+                if not math.isfinite(loss):
+                    raise ValueError(
+                        f"the loss is {loss} at step {self.done}: give a lower learning_rate or muon_rate"
+                    )
                 stopping = bool(sums[3] > 0)
                 if stopping or self.done % config.checkpoint_every == 0 or self.done == config.steps:
                     self.save()
-                loss, accuracy = sums[:2].tolist()
                 shown = {
                     "loss": f"{loss:.3f}",
                     "accuracy": f"{accuracy:.3f}",
@@ -183,10 +199,6 @@ class Trainer:
                     raise Interrupted(
                         f"stopped after step {self.done}; the same command goes on from {self.out}"
                     )
-
-    @property
-    def _main(self) -> bool:
-        return self.accelerator.is_main_process
 
     def validate(self) -> dict[str, float]:
         """A point of the learning curve: training means since the last one, and the whole validation split."""
@@ -208,9 +220,10 @@ def train(
     """
     text, out = load_tiny_shakespeare() if text is None else text, Path(out)
     trainer = Trainer(config, out, text)
-    if not trainer.done:
-        trainer.save()
-    trainer.run(progress)
+    with stop_requested() as stop:
+        if not trainer.done:
+            trainer.save()
+        trainer.run(progress, stop)
     if not trainer.accelerator.is_main_process:
         return {}
     results = summarise(trainer, text)

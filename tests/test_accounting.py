@@ -7,7 +7,7 @@ from rcmha_lite.accounting import flops, parameters_by_part
 from rcmha_lite.config import CELLS, PRESETS
 from rcmha_lite.model import LanguageModel
 
-LAPTOP = PRESETS["laptop"]
+LAPTOP = PRESETS["laptop"].replace(window=128)
 EVERY = [LAPTOP.replace(**changes) for changes in CELLS.values()] + [
     PRESETS["paper"],
     LAPTOP.replace(position="absolute-learned", window=128, tie_embeddings=True),

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -39,7 +40,6 @@ def corpus(monkeypatch):
     """A small text in the place of Tiny Shakespeare: these tests are about the commands."""
     text = "MENENIUS:\nWhat work's, my countrymen, in hand?\n\n" * 60
     monkeypatch.setattr(data, "load_tiny_shakespeare", lambda path=None: text)
-    monkeypatch.setattr("rcmha_lite.training.load_tiny_shakespeare", lambda path=None: text)
     return text
 
 
@@ -102,7 +102,10 @@ BAD = {
     "no checkpoint": (["evaluate", "--checkpoint", "nowhere"], "nowhere holds no config.json"),
     "no prompt": (["sample", "--checkpoint", "RUN", "--prompt", ""], "the prompt is empty"),
     "unknown characters": (["sample", "--checkpoint", "RUN", "--prompt", "café"], "unknown characters 'é'"),
-    "cold": (["sample", "--checkpoint", "RUN", "--temperature", "-1"], "temperature -1.0 is negative"),
+    "cold": (
+        ["sample", "--checkpoint", "RUN", "--temperature", "-1"],
+        "temperature -1.0 is not a number from 0 up",
+    ),
 }
 
 
@@ -135,7 +138,7 @@ def test_interrupt_leaves_a_usable_checkpoint(tmp_path):
     (tmp_path / "start.py").write_text(
         "import sys; from rcmha_lite import data, training, __main__\n"
         "text = 'To be, or not to be.\\n' * 400\n"
-        "training.load_tiny_shakespeare = lambda: text\n"
+        "data.load_tiny_shakespeare = lambda path=None: text\n"
         "__main__.main()\n"
     )
     out = tmp_path / "run"
@@ -150,7 +153,7 @@ def test_interrupt_leaves_a_usable_checkpoint(tmp_path):
         "--out",
         str(out),
     ]
-    environment = os.environ | {"PYTHONPATH": os.getcwd(), "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
         [sys.executable, tmp_path / "start.py", *words], env=environment, stderr=subprocess.PIPE, text=True
     )

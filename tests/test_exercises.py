@@ -26,8 +26,7 @@ def convolve(x, taps):
     return convolution.causal_depthwise_convolution(x[None], taps)[0]
 
 
-def shift(by_distance):
-    return positions.distance_to_key(by_distance[None, None], len(by_distance))[0, 0]
+shift = positions.shift
 
 
 def running_mean(x):

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from rcmha_lite import exercises
 from rcmha_lite.config import CELLS, PRESETS
 from rcmha_lite.data import CharTokenizer
+from rcmha_lite.evaluation import read_window
 from rcmha_lite.generation import generate, generate_ids, next_probabilities
 from rcmha_lite.model import LanguageModel
 
@@ -45,7 +46,12 @@ def test_always_a_distribution(top_k, top_p, temperature):
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [({"temperature": -1.0}, "temperature -1.0"), ({"top_k": 0}, "top_k 0"), ({"top_p": 0.0}, "top_p 0.0")],
+    [
+        ({"temperature": -1.0}, "temperature -1.0"),
+        ({"temperature": float("nan")}, "temperature nan"),
+        ({"top_k": 0}, "top_k 0"),
+        ({"top_p": 0.0}, "top_p 0.0"),
+    ],
 )
 def test_bad_sampling_is_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
@@ -71,7 +77,20 @@ def test_runs_past_the_context_with_bounded_cache(changes):
     new_cache = network.new_cache
     network.new_cache = lambda limit: held.append(new_cache(limit)) or held[-1]
     assert len(list(generate_ids(network, torch.arange(20), 30))) == 30
-    assert max(layer.keys.shape[2] for cache in held for layer in cache) <= 12
+    assert max(len(layer) for cache in held for layer in cache) < 12
+
+
+def test_fresh_queries_are_sampled_as_they_were_trained():
+    """RCMHA's public code restarts queries at each segment: greedy text follows the segments, not the stream."""
+    network = model(
+        position="relative-learned", fresh_queries=True, context=2, window=2, memory=6, kernel_init="pytorch"
+    )
+    ids = list(range(9))
+    expected = ids.copy()
+    for _ in range(7):
+        start = -(-max(0, len(expected) - 8) // 2) * 2
+        expected.append(int(read_window(network, torch.tensor([expected[start:]]))[0, -1].argmax()))
+    assert list(generate_ids(network, torch.tensor(ids), 7, temperature=0)) == expected[9:]
 
 
 def test_seed_decides_the_text():

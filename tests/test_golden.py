@@ -17,7 +17,7 @@ from rcmha_lite.positions import LearnedRelativePosition
 ATTENTION = {
     "content_bias": "position.content_bias",
     "rel_embedding": "position.embedding",
-    "rel_bias": "position.bias",
+    "rel_bias": "position.table_bias",
 }
 ATTENTION |= {f"{kind}_{p[0]}": f"{p}.{long}" for kind, long in (("w", "weight"), ("b", "bias"))
               for p in ("query", "key", "value", "output")}  # fmt: skip
@@ -29,68 +29,69 @@ MODEL = {"embedding": "embedding.weight", "head_weight": "output.weight", "head_
 
 def load(file: Path) -> dict[str, Tensor]:
     with np.load(file) as arrays:
-        return {key: torch.as_tensor(arrays[key]) for key in arrays}
-
-
-def attention_state(golden: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The recorded weights under our names; a projection without a recorded bias has none: zeros."""
-    state = {ours: golden[theirs] for theirs, ours in ATTENTION.items() if theirs in golden}
-    for p in ("query", "key", "value", "output"):
-        state.setdefault(f"{p}.bias", torch.zeros(golden["w_q"].shape[0], dtype=torch.float64))
-    for kind in ("weight", "bias"):
-        parts = [golden[f"conv_{p}_{kind}"] for p in "qkv" if f"conv_{p}_{kind}" in golden]
-        if parts:
-            stacked = torch.stack(parts)
-            per_head = stacked.dim() == (4 if kind == "weight" else 3)
-            state[f"convolution.{kind}"] = stacked if per_head else stacked.unsqueeze(1)
-    return state
+        found = {key: torch.as_tensor(arrays[key]) for key in arrays}
+    return {key: value.double() if value.is_floating_point() else value for key, value in found.items()}
 
 
 def build_attention(golden: dict[str, Tensor]) -> MultiHeadAttention:
-    d_model, n_heads = golden["w_q"].shape[0], int(golden["n_heads"])
+    """The module that the keys describe; a part that was not recorded is zero."""
+    d_model, n_heads = golden["w_q"].shape[1], int(golden["n_heads"])
+    d_head = d_model // n_heads
     convolved = "".join(p for p in "qkv" if f"conv_{p}_weight" in golden)
     convolution = position = None
     if convolved:
         kernel = golden[f"conv_{convolved[0]}_weight"]
         convolution = HeadConvolution(
-            n_heads, d_model // n_heads, kernel.shape[-1], shared=kernel.dim() == 2,
-            bias=f"conv_{convolved[0]}_bias" in golden, projections=convolved,
+            n_heads, d_head, kernel.shape[-1], shared=kernel[..., 0].numel() == d_head,
+            bias=any(f"conv_{p}_bias" in golden for p in convolved), projections=convolved,
         )  # fmt: skip
     if "rel_embedding" in golden:
-        position = LearnedRelativePosition(n_heads, d_model // n_heads, len(golden["rel_embedding"]))
+        position = LearnedRelativePosition(n_heads, d_head, len(golden["rel_embedding"]))
     module = MultiHeadAttention(
         d_model, n_heads, position=position, convolution=convolution, fresh_queries=True
     )
-    module.double().load_state_dict(attention_state(golden))
+    module.double()
+    state = {name: torch.zeros_like(value) for name, value in module.state_dict().items()}
+    state |= {ours: golden[theirs] for theirs, ours in ATTENTION.items() if theirs in golden}
+    for n, p in enumerate(convolved):
+        for kind in ("weight", "bias"):
+            if f"conv_{p}_{kind}" in golden:
+                whole = state[f"convolution.{kind}"]
+                whole[n] = golden[f"conv_{p}_{kind}"].reshape(whole[n].shape)
+    module.load_state_dict(state)
     return module
 
 
 def build_model(golden: dict[str, Tensor]) -> LanguageModel:
-    layer = {key.removeprefix("layer0."): value for key, value in golden.items() if key.startswith("layer0.")}
-    convolved = "".join(p for p in "qkv" if f"conv_{p}_weight" in layer)
-    config = Config(
-        position="relative-learned" if "rel_embedding" in layer else "none",
-        kernel_size=layer[f"conv_{convolved[0]}_weight"].shape[-1] if convolved else 0,
-        convolve=convolved or "qkv",
-        fresh_queries=True,
-        activation="relu",
-        vocabulary=len(golden["embedding"]),
-        layers=sum(key.endswith(".w_q") for key in golden),
-        d_model=golden["embedding"].shape[1],
-        n_heads=int(golden["n_heads"]),
-        d_ff=len(layer["ff_in_bias"]),
-        context=int(golden["segment_length"]),
-        memory=int(golden["memory_length"]),
-    )
-    state = {ours: golden[theirs] for theirs, ours in MODEL.items()}
-    for n in range(config.layers):
-        layer = {
-            key.removeprefix(f"layer{n}."): v for key, v in golden.items() if key.startswith(f"layer{n}.")
-        }
-        state |= {f"blocks.{n}.attention.{key}": value for key, value in attention_state(layer).items()}
+    layers = [
+        {key.removeprefix(f"layer{n}."): v for key, v in golden.items() if key.startswith(f"layer{n}.")}
+        for n in range(sum(key.endswith(".w_q") for key in golden))
+    ]
+    vocabulary, d_model = golden["embedding"].shape
+    model = LanguageModel(
+        Config(
+            position="none",
+            kernel_size=0,
+            activation="relu",
+            vocabulary=vocabulary,
+            layers=len(layers),
+            d_model=d_model,
+            n_heads=int(golden["n_heads"]),
+            d_ff=len(layers[0]["ff_in_weight"]),
+            context=int(golden["segment_length"]),
+            memory=int(golden["memory_length"]),
+            tie_embeddings="head_weight" not in golden,
+        )
+    ).double()
+    for block, layer in zip(model.blocks, layers, strict=True):
+        block.attention = build_attention({"n_heads": golden["n_heads"]} | layer)
+    state = {n: v if ".attention." in n else torch.zeros_like(v) for n, v in model.state_dict().items()}
+    state |= {ours: golden[theirs] for theirs, ours in MODEL.items() if theirs in golden}
+    for n, layer in enumerate(layers):
         for theirs, ours in BLOCK.items():
-            state |= {f"blocks.{n}.{ours}.{kind}": layer[f"{theirs}_{kind}"] for kind in ("weight", "bias")}
-    model = LanguageModel(config).double()
+            for kind in ("weight", "bias"):
+                if f"{theirs}_{kind}" in layer:
+                    state[f"blocks.{n}.{ours}.{kind}"] = layer[f"{theirs}_{kind}"]
     model.load_state_dict(state)
     return model
 
@@ -131,3 +132,18 @@ def test_recorded_arrays(golden_file: Path) -> None:
 def test_folder_holds_arrays(request: pytest.FixtureRequest) -> None:
     folder = request.config.getoption("--golden-dir")
     assert list(folder.glob("*.npz")), f"no recorded arrays in {folder}: the golden tests checked nothing"
+
+
+def test_other_recordings_would_be_built_too() -> None:
+    """Kernels for every head, kernels for every channel, longer tables, and parts left out."""
+    folder = Path(__file__).parent / "golden"
+    model, attention = load(folder / "model_rcmha.npz"), load(folder / "attention_rcmha_memory.npz")
+    heads = int(attention["n_heads"])
+    check_model({k: v.expand(2, *v.shape).clone() if ".conv_" in k else v for k, v in model.items()})
+    check_model(
+        {k: F.pad(v, (0, 0) * (v.dim() - 1) + (0, 20)) if ".rel_" in k else v for k, v in model.items()}
+    )
+    check_attention({k: torch.cat([v] * heads) if k.startswith("conv_") else v for k, v in attention.items()})
+    for part in ("conv_q_bias", "conv_", "rel_bias", "content_bias", "head_", "head_bias", "ff_in_bias"):
+        build_model({k: v for k, v in model.items() if part not in k})
+    build_model(model | {"memory_length": torch.tensor(0)})

@@ -30,10 +30,10 @@ MUTATIONS: dict[str, Mutation] = {
         lambda: test_attention.test_fused_bfloat16_is_close_forward_and_backward(5, 5),
     ),
     "the relative shift is one off": (
-        positions, "distance_to_key", ".clamp(min=0)", ".sub(1).clamp(min=0)", test_positions.test_shift,
+        positions, "shift", "[..., queries:]", "[..., queries - 1 : -1]", lambda: test_positions.test_shift(positions.shift),
     ),
     "the relative shift ignores memory": (
-        positions, "distance_to_key", "torch.arange(keys - queries, keys", "torch.arange(0, queries",
+        positions, "shift", "by_distance.flip(-1)", "by_distance.roll(keys - queries, -1).flip(-1)",
         lambda: test_attention.test_memory_and_segment_shifted_together("rmha learned"),
     ),
     "the convolution pads on the right": (
@@ -47,6 +47,14 @@ MUTATIONS: dict[str, Mutation] = {
     "the convolution forgets its history": (
         convolution, "causal_depthwise_convolution", "x if history is None else torch.cat((history, x), dim=1)", "x",
         lambda: test_model.test_streaming_equals_the_whole(cell="mdha"),
+    ),
+    "the factorised sine has the wrong sign": (
+        positions, "factorise", "a_cos * sin_i - a_sin * cos_i", "a_cos * sin_i + a_sin * cos_i",
+        test_positions.test_sinusoidal_equals_the_four_terms,
+    ),
+    "a stream's positions start anew at each piece": (
+        positions, "sinusoids", "positions.double()", "(positions - positions[0]).double()",
+        lambda: test_model.test_streaming_equals_the_whole(cell="rmha"),
     ),
 }  # fmt: skip
 

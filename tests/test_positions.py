@@ -12,7 +12,10 @@ from rcmha_lite.positions import (
     AbsolutePosition,
     LearnedRelativePosition,
     SinusoidalRelativePosition,
-    distance_to_key,
+    factorise,
+    scores_by_index,
+    shift,
+    shift_by_index,
     sinusoids,
 )
 
@@ -37,8 +40,9 @@ def explicit_scores(q, k, score):
 
 
 def scores(module, q, k):
-    q, k, bias = module(q, k)
-    found = q @ k.transpose(-1, -2) + (0 if bias is None else bias)
+    bias = module.bias(q, k.shape[2])
+    found = module.queries(q, k.shape[2] - q.shape[2]) @ module.keys(k, 0).transpose(-1, -2)
+    found = found + (0 if bias is None else bias)
     return found.tril(found.shape[3] - found.shape[2])
 
 
@@ -51,7 +55,7 @@ few = settings(max_examples=8, deadline=None)
 def test_learned_equals_the_index_formula(queries, past):
     module = random_parameters(LearnedRelativePosition(2, 3, distances=8))
     q, k = exercises.random(1, 2, queries, 3, seed=7), exercises.random(1, 2, queries + past, 3, seed=8)
-    u, r, s = module.content_bias, module.embedding, module.bias
+    u, r, s = module.content_bias, module.embedding, module.table_bias
 
     def score(b, h, i, j, delta):
         return (q[b, h, i] + u[h]) @ k[b, h, j] + q[b, h, i] @ r[delta, h] + s[delta, h]
@@ -81,8 +85,32 @@ def test_long_sequences_stay_exact():
     )
 
 
-def test_shift():
-    exercises.check_shift(lambda s: distance_to_key(s[None, None], len(s))[0, 0])
+@pytest.mark.parametrize("way", [shift, shift_by_index])
+def test_shift(way):
+    exercises.check_shift(way)
+
+
+@given(queries=st.integers(1, 9), past=st.integers(0, 9), d=st.sampled_from([2, 6, 16]))
+@settings(max_examples=25, deadline=None)
+def test_three_ways_and_none_agree_forward_and_backward(queries, past, d):
+    """Index, gathered shift, padded shift and factorisation: the same scores and the same gradients."""
+    keys = past + queries
+    a = exercises.random(2, 3, queries, d).requires_grad_()
+    waves = sinusoids(torch.arange(keys), d)
+    ways = {
+        "index": lambda: scores_by_index(a, waves),
+        "gathered shift": lambda: shift_by_index(a @ waves.T),
+        "padded shift": lambda: shift(a @ waves.T),
+        "factorised": lambda: factorise(a, waves[past:]) @ waves.T,
+    }
+    cotangent = exercises.random(2, 3, queries, keys, seed=1).tril(past)
+    expected, gradient = None, None
+    for way, compute in ways.items():
+        found = compute().tril(past)
+        (slope,) = torch.autograd.grad((found * cotangent).sum(), a)
+        expected, gradient = (found, slope) if expected is None else (expected, gradient)
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-10, msg=way)
+        torch.testing.assert_close(slope, gradient, rtol=0, atol=1e-10, msg=way)
 
 
 def test_table_rows_beyond_the_longest_distance_get_no_gradient():
@@ -90,7 +118,7 @@ def test_table_rows_beyond_the_longest_distance_get_no_gradient():
     scores(module, exercises.random(1, 2, 4, 3), exercises.random(1, 2, 6, 3)).sum().backward()
     assert module.embedding.grad[:6].abs().sum(dim=(1, 2)).min() > 0
     assert not module.embedding.grad[6:].any()
-    assert not module.bias.grad[6:].any()
+    assert not module.table_bias.grad[6:].any()
 
 
 def test_absolute_sinusoids_are_those_of_the_paper():

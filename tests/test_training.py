@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save
 
 from rcmha_lite import checkpoint, training
 from rcmha_lite.checkpoint import CheckpointError, load_model
@@ -102,6 +102,7 @@ def test_stopped_and_resumed_equals_never_stopped(tmp_path, config, monkeypatch)
     assert results["curve"] == whole["curve"]
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows does not replace a file that is being read")
 def test_killed_at_any_moment_and_resumed_equals_never_stopped(tmp_path, launch):
     """SIGKILL, wherever the process happens to be, again and again; the tensors end the same bit for bit."""
     config = MEMORY.replace(steps=150, checkpoint_every=1, eval_every=40)
@@ -130,9 +131,13 @@ def checkpoint_step(out: Path) -> int:
     return json.loads(checkpoint._read(out / checkpoint.TRAINING)[1]["state"])["step"]
 
 
+@pytest.mark.skipif(
+    sys.platform == "win32", reason="the launcher of several processes is not built for Windows"
+)
 @pytest.mark.parametrize("config", [FAST, MEMORY])
 def test_two_processes_give_the_losses_of_one(tmp_path, launch, config):
-    config = config.replace(dropout=0.0, eval_every=1)
+    device = "cpu" if torch.cuda.is_available() else "auto"
+    config = config.replace(dropout=0.0, eval_every=1, device=device)
     train(config, tmp_path / "one", text=TEXT, progress=False)
     two = launch(
         config, tmp_path / "two", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"
@@ -142,6 +147,43 @@ def test_two_processes_give_the_losses_of_one(tmp_path, launch, config):
     assert (one["manifest"]["processes"], two["manifest"]["processes"]) == (1, 2)
     for a, b in zip(one["curve"], two["curve"], strict=True):
         assert a == pytest.approx(b, abs=2e-5)
+
+
+def test_stopped_between_the_files_of_the_last_checkpoint(tmp_path, monkeypatch):
+    train(FAST, tmp_path / "whole", text=TEXT, progress=False)
+    save = checkpoint.save_training
+
+    def fail_at_the_end(folder, model, optimizers, memory, progress):
+        if progress.step == FAST.steps:
+            raise KeyboardInterrupt
+        save(folder, model, optimizers, memory, progress)
+
+    monkeypatch.setattr(checkpoint, "save_training", fail_at_the_end)
+    with pytest.raises(KeyboardInterrupt):
+        train(FAST, tmp_path / "parts", text=TEXT, progress=False)
+    monkeypatch.undo()
+    train(FAST, tmp_path / "parts", text=TEXT, progress=False)
+    assert_same_weights(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_nothing_is_written_for_a_run_that_cannot_start(tmp_path):
+    with pytest.raises(ValueError, match="vocabulary 30 does not fit"):
+        train(FAST.replace(vocabulary=30), tmp_path, text=TEXT, progress=False)
+    with pytest.raises(ValueError, match="needs at least"):
+        train(FAST.replace(context=10**6), tmp_path, text=TEXT, progress=False)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_diverged_run_says_so_and_keeps_its_last_good_checkpoint(tmp_path):
+    with pytest.raises(ValueError, match=r"the loss is nan at step \d+: give a lower learning_rate"):
+        train(FAST.replace(learning_rate=float("inf"), steps=60), tmp_path, text=TEXT, progress=False)
+    assert all(tensor.isfinite().all() for tensor in weights(tmp_path).values())
+
+
+def test_a_foreign_checkpoint_is_refused(tmp_path):
+    (tmp_path / checkpoint.TRAINING).write_bytes(save({"a": torch.zeros(1)}))
+    with pytest.raises(CheckpointError, match="not a checkpoint of this program"):
+        train(FAST, tmp_path, text=TEXT, progress=False)
 
 
 def test_accumulation_equals_one_batch(tmp_path):
