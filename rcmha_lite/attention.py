@@ -168,11 +168,12 @@ class MultiHeadAttention(nn.Module):
     def project(self, x: Tensor, projections: str, history: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The named projections of ``x`` side by side, before and after the convolution, in one product each."""
         layers = [{"q": self.query, "k": self.key, "v": self.value}[name] for name in projections]
-        weight, bias = (
-            torch.cat([layer.weight for layer in layers]),
-            torch.cat([layer.bias for layer in layers]),
-        )
-        projected = F.linear(x, weight, bias)
+        weight = torch.cat([layer.weight for layer in layers])
+        biases: list[Tensor] = [layer.weight.new_zeros(len(layer.weight)) for layer in layers]
+        biases = [
+            zero if layer.bias is None else layer.bias for layer, zero in zip(layers, biases, strict=True)
+        ]
+        projected = F.linear(x, weight, torch.cat(biases))
         return projected, projected if self.convolution is None else self.convolution(
             projected, projections, history
         )

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from rcmha_lite import exercises
+from rcmha_lite.attention import MultiHeadAttention
 from rcmha_lite.config import CELLS, PRESETS, Config
 from rcmha_lite.evaluation import read_window
 from rcmha_lite.model import Dropout, LanguageModel, squared_relu
@@ -150,6 +151,38 @@ def test_paper_preset_has_the_parameters_counted_from_the_public_code():
     tables = sum(p.numel() for p in (attention.position.embedding, attention.position.table_bias))
     kept = sum(p.numel() for p in attention.parameters()) - tables
     assert kept + tables * 8192 // 34 == 1_180_224
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_runs_forward_and_backward(name):
+    config = PRESETS[name].replace(layers=1, dropout=0.0)
+    model = LanguageModel(config)
+    segment = torch.zeros(1, 2, dtype=torch.long)
+    _, memory = model(segment)
+    logits, _ = model(segment, memory)
+    logits.sum().backward()
+    assert logits.shape == (1, 2, 65)
+    assert all(p.grad is not None for p in model.parameters())
+
+
+@pytest.mark.parametrize("past", [0, 7])
+def test_no_query_and_key_bias_equals_zero_bias(past):
+    """RCMHA's public code has none there."""
+    with_bias, without = (
+        MultiHeadAttention(16, 4).double(),
+        MultiHeadAttention(16, 4, query_key_bias=False).double(),
+    )
+    state = {
+        name: value
+        for name, value in with_bias.state_dict().items()
+        if name not in ("query.bias", "key.bias")
+    }
+    without.load_state_dict(state)
+    with torch.no_grad():
+        with_bias.query.bias.zero_()
+        with_bias.key.bias.zero_()
+    x, memory = exercises.random(2, 5, 16), exercises.random(2, past, 16, seed=1) if past else None
+    close(without(x, memory), with_bias(x, memory))
 
 
 @pytest.mark.parametrize(
