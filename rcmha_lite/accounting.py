@@ -75,3 +75,12 @@ def saved_bytes(run: Callable[[], Tensor], *, but_not: Iterable[Tensor] = ()) ->
     if not result.requires_grad:
         raise ValueError("nothing is kept: no input of the computation requires a gradient")
     return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+
+
+def relative_attention_saved_bytes(batch: int, heads: int, time: int, d_head: int, d_position: int) -> int:
+    """What ``saved_bytes`` finds for factorised relative attention in float32: linear in ``time``.
+
+    Queries, keys, padded values and output are d_head + d_position wide; the fused kernel also keeps one number a
+    query (the log of its softmax's sum), and the factorisation keeps its table of sinusoids.
+    """
+    return 4 * (batch * heads * time * (4 * (d_head + d_position) + 1) + time * d_position)

@@ -58,6 +58,16 @@ def test_results_carry_their_manifest(file):
     assert run["seconds"] > 0
 
 
+@pytest.mark.parametrize(
+    "file", sorted((ROOT / "benchmarks/results").glob("*.json")), ids=lambda file: file.stem
+)
+def test_benchmarks_carry_their_manifest(file):
+    found = json.loads(file.read_text(encoding="utf-8"))
+    assert found["benchmark"] == file.stem
+    assert not found["manifest"]["commit"].endswith("+changes")
+    assert found["manifest"]["processor"]
+
+
 def test_laptop_run_reaches_its_bar():
     run = json.loads((ROOT / "results/laptop.json").read_text(encoding="utf-8"))
     assert run["val_loss"] <= 1.47
