@@ -68,9 +68,7 @@ def relative_attention() -> dict[str, Any]:
     for time in (256, 512, 1024, 2048, 4096):
         inputs, ours, explicit = relative_pair(time)
         cotangent = torch.randn(1, 6, time, 32)
-        timed = in_turn(
-            *(partial(forward_backward, f, inputs, cotangent) for f in (ours, explicit)), rounds=5
-        )
+        timed = in_turn(*(partial(forward_backward, f, inputs, cotangent) for f in (ours, explicit)), rounds=5)
         kept = [saved_bytes(f, but_not=inputs) for f in (ours, explicit)]
         found[str(time)] = timed | {"saved_bytes": kept, "saved_bytes_ratio": kept[1] / kept[0]}
         print(time, found[str(time)], flush=True)
@@ -162,9 +160,7 @@ def generation() -> dict[str, Any]:
             ids = torch.zeros(1, length, dtype=torch.long)
             cache = model.new_cache(length)
             model(ids, cache=cache)
-            found[str(length)] = in_turn(
-                partial(model, ids[:, :1], cache=cache), partial(model, ids), rounds=7
-            )
+            found[str(length)] = in_turn(partial(model, ids[:, :1], cache=cache), partial(model, ids), rounds=7)
             print(length, found[str(length)], flush=True)
         caches = [model.new_cache(length) for length in (256, 2048)]
         for cache, length in zip(caches, (256, 2048), strict=True):
@@ -199,9 +195,7 @@ def cells() -> dict[str, Any]:
     for cell in ("mdha", "rmha", "rcmha"):
         pair = (training_step(base.replace(**CELLS[name]), True) for name in ("mha", cell))
         found[f"{cell} / mha, bfloat16"] = in_turn(*pair, rounds=7)
-    found["rcmha, float32 / bfloat16"] = in_turn(
-        *(training_step(base, half) for half in (True, False)), rounds=7
-    )
+    found["rcmha, float32 / bfloat16"] = in_turn(*(training_step(base, half) for half in (True, False)), rounds=7)
     return found
 
 

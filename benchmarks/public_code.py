@@ -53,9 +53,7 @@ class Attention(nn.Module):
         content = torch.einsum("ibhd,jbhd->ijbh", q + self.query_pos_bias, k)
         position = torch.einsum("ibhd,jhd->ijbh", q, r) + s[None, :, None, :]
         scores = (content + shift_right(position)[:, -keys:]) * self.d_head**-0.5
-        mask = torch.cat(
-            (torch.ones(queries, keys - queries), torch.tril(torch.ones(queries, queries))), dim=1
-        )
+        mask = torch.cat((torch.ones(queries, keys - queries), torch.tril(torch.ones(queries, queries))), dim=1)
         scores = scores.masked_fill(mask[:, :, None, None] == 0, float("-inf"))
         y = torch.einsum("ijbh,jbhd->ibhd", scores.softmax(dim=1), v)
         return self.output(y.reshape(*x.shape))
@@ -71,15 +69,9 @@ def shift_right(x: Tensor) -> Tensor:
 class Layer(nn.Module):
     def __init__(self, config: Config) -> None:
         super().__init__()
-        self.attention_norm, self.feed_forward_norm = (
-            nn.LayerNorm(config.d_model),
-            nn.LayerNorm(config.d_model),
-        )
+        self.attention_norm, self.feed_forward_norm = (nn.LayerNorm(config.d_model), nn.LayerNorm(config.d_model))
         self.attention = Attention(config.n_heads, config.d_model)
-        self.inner, self.outer = (
-            nn.Linear(config.d_model, config.d_ff),
-            nn.Linear(config.d_ff, config.d_model),
-        )
+        self.inner, self.outer = (nn.Linear(config.d_model, config.d_ff), nn.Linear(config.d_ff, config.d_model))
 
     def forward(self, x: Tensor, memory: Tensor | None) -> Tensor:
         normed = self.attention_norm(x)
@@ -103,8 +95,6 @@ class Model(nn.Module):
         kept = []
         for n, layer in enumerate(self.layers):
             memory = memories[n] if memories else None
-            kept.append(
-                (x if memory is None else torch.cat((memory, x), dim=0)).detach()[-self.memory_length :]
-            )
+            kept.append((x if memory is None else torch.cat((memory, x), dim=0)).detach()[-self.memory_length :])
             x = layer(x, memory)
         return self.output(self.norm(x)), kept

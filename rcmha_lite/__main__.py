@@ -21,11 +21,7 @@ def config_flags(command: Any) -> Any:
         name = f"--{flag}/--no-{flag}" if kind is bool else f"--{flag}"
         options = get_args(kind)
         command = click.option(
-            name,
-            field.name,
-            default=None,
-            type=click.Choice(options) if options else kind,
-            help=field.metadata["help"],
+            name, field.name, default=None, type=click.Choice(options) if options else kind, help=field.metadata["help"]
         )(command)
     return command
 
@@ -49,9 +45,7 @@ def data(path: Path | None) -> None:
 
 
 @cli.command()
-@click.option(
-    "--preset", type=click.Choice(list(PRESETS)), default="laptop", show_default=True, help="where to start"
-)
+@click.option("--preset", type=click.Choice(list(PRESETS)), default="laptop", show_default=True, help="where to start")
 @click.option("--cell", type=click.Choice(list(CELLS)), help="position and convolution by their usual names")
 @click.option("--out", type=FOLDER, help="folder of the run  [default: runs/PRESET]")
 @click.option("--path", type=FOLDER, help="a copy of Tiny Shakespeare to use")
@@ -105,11 +99,7 @@ def evaluate(checkpoint: Path, window: int | None, path: Path | None) -> None:
 @click.option("--top-k", type=int, help="sample from the k most probable characters")
 @click.option("--top-p", type=float, help="sample from the fewest characters whose probabilities reach p")
 @click.option(
-    "--seed",
-    type=click.IntRange(0, 2**63 - 1),
-    default=0,
-    show_default=True,
-    help="the same seed gives the same text",
+    "--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="the same seed gives the same text"
 )
 @click.option("--stop", help="end before this string")
 def sample(checkpoint: Path, prompt: str, **sampling: Any) -> None:

@@ -13,12 +13,7 @@ from rcmha_lite.model import LanguageModel
 
 PARTS = {
     "embedding": (".embedding.",),
-    "attention projections": (
-        ".attention.query.",
-        ".attention.key.",
-        ".attention.value.",
-        ".attention.output.",
-    ),
+    "attention projections": (".attention.query.", ".attention.key.", ".attention.value.", ".attention.output."),
     "convolution": (".attention.convolution.",),
     "relative positions": (".attention.position.",),
     "absolute positions": ("position.table",),

@@ -11,9 +11,7 @@ from rcmha_lite.convolution import HeadConvolution
 from rcmha_lite.positions import LearnedRelativePosition, RelativePosition, SinusoidalRelativePosition
 
 
-def causal_mask(
-    queries: int, keys: int, device: torch.device | None = None
-) -> Bool[Tensor, "{queries} {keys}"]:
+def causal_mask(queries: int, keys: int, device: torch.device | None = None) -> Bool[Tensor, "{queries} {keys}"]:
     """True where a query may look: key j ≤ i + (keys − queries), so the queries are the last of the keys."""
     return torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries)
 
@@ -170,19 +168,12 @@ class MultiHeadAttention(nn.Module):
         layers = [{"q": self.query, "k": self.key, "v": self.value}[name] for name in projections]
         weight = torch.cat([layer.weight for layer in layers])
         biases: list[Tensor] = [layer.weight.new_zeros(len(layer.weight)) for layer in layers]
-        biases = [
-            zero if layer.bias is None else layer.bias for layer, zero in zip(layers, biases, strict=True)
-        ]
+        biases = [zero if layer.bias is None else layer.bias for layer, zero in zip(layers, biases, strict=True)]
         projected = F.linear(x, weight, torch.cat(biases))
-        return projected, projected if self.convolution is None else self.convolution(
-            projected, projections, history
-        )
+        return projected, projected if self.convolution is None else self.convolution(projected, projections, history)
 
     def heads(
-        self,
-        x: Float[Tensor, "batch time d_model"],
-        memory: Tensor | None = None,
-        cache: AttentionCache | None = None,
+        self, x: Float[Tensor, "batch time d_model"], memory: Tensor | None = None, cache: AttentionCache | None = None
     ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """Queries, keys, values and score bias of every head, positions included; the cache moves on."""
         context = x if memory is None else torch.cat((memory, x), dim=1)
@@ -193,9 +184,7 @@ class MultiHeadAttention(nn.Module):
             raw, qkv = self.project(context, "qkv", cache.history if cache is not None else None)
             if cache is not None and self.convolution:
                 past = raw if cache.history is None else torch.cat((cache.history, raw), dim=1)
-                cache.history = past[
-                    :, past.shape[1] - min(self.convolution.kernel_size - 1, past.shape[1]) :
-                ]
+                cache.history = past[:, past.shape[1] - min(self.convolution.kernel_size - 1, past.shape[1]) :]
             parts = list(qkv.chunk(3, dim=-1))
             parts[0] = parts[0][:, -x.shape[1] :]
         q, k, v = (part.unflatten(-1, (self.n_heads, self.d_head)).transpose(1, 2) for part in parts)
@@ -208,9 +197,7 @@ class MultiHeadAttention(nn.Module):
         return q, k, v, self.position.bias(plain, k.shape[2]) if self.position else None
 
     def weights(
-        self,
-        x: Float[Tensor, "batch time d_model"],
-        memory: Float[Tensor, "batch past d_model"] | None = None,
+        self, x: Float[Tensor, "batch time d_model"], memory: Float[Tensor, "batch past d_model"] | None = None
     ) -> Float[Tensor, "batch heads query key"]:
         """The attention weights themselves, to look at."""
         q, k, _, bias = self.heads(x, memory)
@@ -243,9 +230,7 @@ def rmha(d_model: int, n_heads: int, distances: int | None = None) -> MultiHeadA
     return MultiHeadAttention(d_model, n_heads, position=_relative(d_model, n_heads, distances))
 
 
-def rcmha(
-    d_model: int, n_heads: int, kernel_size: int = 3, distances: int | None = None
-) -> MultiHeadAttention:
+def rcmha(d_model: int, n_heads: int, kernel_size: int = 3, distances: int | None = None) -> MultiHeadAttention:
     """Relative convolutional multi-head attention (Sugiharto et al. 2023, arXiv 2308.03429): both parts."""
     convolution = HeadConvolution(n_heads, d_model // n_heads, kernel_size)
     position = _relative(d_model, n_heads, distances)

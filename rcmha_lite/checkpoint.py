@@ -13,12 +13,7 @@ from rcmha_lite.cache import write_whole
 from rcmha_lite.config import Config
 from rcmha_lite.model import LanguageModel, Memory
 
-CONFIG, WEIGHTS, TRAINING, RESULTS = (
-    "config.json",
-    "weights.safetensors",
-    "training.safetensors",
-    "results.json",
-)
+CONFIG, WEIGHTS, TRAINING, RESULTS = ("config.json", "weights.safetensors", "training.safetensors", "results.json")
 
 
 class CheckpointError(RuntimeError):
@@ -55,9 +50,7 @@ def load_model(folder: str | Path, device: str | torch.device = "cpu") -> Langua
     try:
         model.load_state_dict(_read(folder / WEIGHTS)[0])
     except RuntimeError as error:
-        raise CheckpointError(
-            f"{folder / WEIGHTS} does not fit {CONFIG} beside it: {_brief(error)}"
-        ) from error
+        raise CheckpointError(f"{folder / WEIGHTS} does not fit {CONFIG} beside it: {_brief(error)}") from error
     return model.to(device).eval()
 
 
@@ -72,9 +65,7 @@ def save_training(
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
     for n, optimizer in enumerate(optimizers):
         for index, state in optimizer.state_dict()["state"].items():
-            tensors |= {
-                f"optimizer.{n}.{index}.{name}": torch.as_tensor(value) for name, value in state.items()
-            }
+            tensors |= {f"optimizer.{n}.{index}.{name}": torch.as_tensor(value) for name, value in state.items()}
     if memory:
         tensors["memory"] = memory.hidden
     state = progress._asdict() | {"seen": memory.seen if memory else 0, "config": model.config.to_json()}
@@ -90,9 +81,7 @@ def load_training(
         return None, Progress()
     tensors, metadata = _read(folder / TRAINING)
     if "state" not in metadata:
-        raise CheckpointError(
-            f"{folder / TRAINING} is not a checkpoint of this program: name another --out folder"
-        )
+        raise CheckpointError(f"{folder / TRAINING} is not a checkpoint of this program: name another --out folder")
     state = json.loads(metadata["state"])
     _require_same(Config.from_json(state["config"], folder / TRAINING), model.config, folder)
     model.load_state_dict({n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")})
@@ -127,9 +116,7 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         with safe_open(path, "pt") as file:
             return {name: file.get_tensor(name).clone() for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(
-            f"{path} cannot be read as safetensors ({error}): it is damaged; delete it"
-        ) from error
+        raise CheckpointError(f"{path} cannot be read as safetensors ({error}): it is damaged; delete it") from error
 
 
 def _brief(error: Exception) -> str:

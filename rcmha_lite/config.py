@@ -6,9 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
 
-Position = Literal[
-    "none", "absolute-sinusoidal", "absolute-learned", "relative-sinusoidal", "relative-learned"
-]
+Position = Literal["none", "absolute-sinusoidal", "absolute-learned", "relative-sinusoidal", "relative-learned"]
 Activation = Literal["relu", "relu2", "gelu"]
 KernelInit = Literal["identity", "primer", "pytorch"]
 
@@ -28,12 +26,8 @@ class Config:
     shared_kernels: bool = choice(True, "one kernel per head channel for all heads, or separate kernels")
     kernel_bias: bool = choice(True, "a bias in the convolution")
     kernel_init: KernelInit = choice("identity", "what the kernels start as")
-    fresh_queries: bool = choice(
-        False, "restart the query convolution at each segment, as RCMHA's public code does"
-    )
-    query_key_bias: bool = choice(
-        True, "biases on the query and key projections; RCMHA's public code has none"
-    )
+    fresh_queries: bool = choice(False, "restart the query convolution at each segment, as RCMHA's public code does")
+    query_key_bias: bool = choice(True, "biases on the query and key projections; RCMHA's public code has none")
     activation: Activation = choice("relu2", "of the feed-forward layer; relu2 is squared ReLU")
     vocabulary: int = choice(65, "distinct characters", 1)
     layers: int = choice(4, "blocks", 1)
@@ -52,16 +46,12 @@ class Config:
     steps: int = choice(1000, "optimiser steps", 1)
     batch: int = choice(32, "windows in a step, over all processes and accumulation", 1)
     accumulate: int = choice(1, "parts that a batch is cut into to save memory", 1)
-    optimizer: Literal["muon", "adamw", "adam"] = choice(
-        "muon", "muon: for the blocks' matrices, AdamW for the rest"
-    )
+    optimizer: Literal["muon", "adamw", "adam"] = choice("muon", "muon: for the blocks' matrices, AdamW for the rest")
     learning_rate: float = choice(3e-3, "of AdamW or Adam; with noam, the factor", 0)
     muon_rate: float = choice(0.02, "learning rate of Muon", 0)
     weight_decay: float = choice(0.1, "of matrices; vectors and tables have none", 0)
     beta2: float = choice(0.95, "decay of Adam's second moment", 0, 1)
-    schedule: Literal["linear", "noam"] = choice(
-        "linear", "linear: warm up, hold, fall to zero; noam: 1/sqrt(step)"
-    )
+    schedule: Literal["linear", "noam"] = choice("linear", "linear: warm up, hold, fall to zero; noam: 1/sqrt(step)")
     warmup: int = choice(20, "steps of linear warm-up", 0)
     decay: float = choice(0.7, "last share of the steps, over which the linear schedule falls", 0, 1.01)
     clip: float = choice(1.0, "largest gradient norm; 0 does not clip", 0)
@@ -91,9 +81,7 @@ class Config:
         if self.batch % self.accumulate:
             raise ValueError(f"batch {self.batch} is not divisible by accumulate {self.accumulate}")
         if self.position == "absolute-learned" and self.memory:
-            raise ValueError(
-                "absolute-learned positions end with the table: with memory, use another position"
-            )
+            raise ValueError("absolute-learned positions end with the table: with memory, use another position")
         bounded = self.position.startswith("absolute") or self.position == "relative-learned"
         if bounded and not self.memory and self.window > self.context:
             raise ValueError(

@@ -60,9 +60,7 @@ class HeadConvolution(nn.Module):
         if kernel_size < 1:
             raise ValueError(f"kernel_size {kernel_size} has no tap: give 1 or more")
         if projections not in ("q", "k", "v", "qk", "qv", "kv", "qkv"):
-            raise ValueError(
-                f"projections {projections!r} must be some of q, k and v, in that order, such as 'kv'"
-            )
+            raise ValueError(f"projections {projections!r} must be some of q, k and v, in that order, such as 'kv'")
         self.n_heads, self.projections, self.init = n_heads, projections, init
         kernels = (len(projections), 1 if shared else n_heads, d_head)
         self.weight = nn.Parameter(torch.empty(*kernels, kernel_size))

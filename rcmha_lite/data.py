@@ -74,17 +74,13 @@ class CharTokenizer:
     def encode(self, text: str) -> Int[Tensor, "time"]:
         """The id of each character. ValueError for a character that has none."""
         if unknown := sorted(set(text) - self._ids.keys()):
-            raise ValueError(
-                f"unknown characters {''.join(unknown)!r}; the known ones are {self.characters!r}"
-            )
+            raise ValueError(f"unknown characters {''.join(unknown)!r}; the known ones are {self.characters!r}")
         return torch.tensor([self._ids[character] for character in text], dtype=torch.long)
 
     def decode(self, ids: Int[Tensor, "time"]) -> str:
         """The text of the ids: the inverse of `encode`. ValueError for an id out of range."""
         if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < len(self):
-            raise ValueError(
-                f"ids {int(ids.min())} to {int(ids.max())} are not all within 0 to {len(self) - 1}"
-            )
+            raise ValueError(f"ids {int(ids.min())} to {int(ids.max())} are not all within 0 to {len(self) - 1}")
         return "".join(self.characters[i] for i in ids.tolist())
 
 
@@ -125,10 +121,7 @@ def contiguous_segments(
     segments = segments_per_epoch(len(ids), batch=batch, length=length)
     used, segment = batch * segments * length, step % segments
     window = slice(segment * length, (segment + 1) * length)
-    inputs, targets = (
-        ids[:used].reshape(batch, -1)[:, window],
-        ids[1 : used + 1].reshape(batch, -1)[:, window],
-    )
+    inputs, targets = (ids[:used].reshape(batch, -1)[:, window], ids[1 : used + 1].reshape(batch, -1)[:, window])
     return inputs.contiguous(), targets.contiguous(), segment == 0
 
 
@@ -136,6 +129,4 @@ def _require(characters: int, batch: int, length: int, what: str, needed: int) -
     if batch < 1 or length < 1:
         raise ValueError(f"batch {batch} and length {length} must be at least 1")
     if characters < needed:
-        raise ValueError(
-            f"the text has {characters} characters; {what} needs at least {needed}: use a longer text"
-        )
+        raise ValueError(f"the text has {characters} characters; {what} needs at least {needed}: use a longer text")

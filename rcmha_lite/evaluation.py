@@ -27,12 +27,7 @@ class Evaluation:
 
 @torch.no_grad()
 def evaluate(
-    model: LanguageModel,
-    ids: Int[Tensor, " time"],
-    *,
-    window: int = 256,
-    sliding: bool = False,
-    batch: int = 32,
+    model: LanguageModel, ids: Int[Tensor, " time"], *, window: int = 256, sliding: bool = False, batch: int = 32
 ) -> Evaluation:
     """Score every character of ``ids`` but the first, each once.
 
@@ -64,9 +59,7 @@ def evaluate(
     return Evaluation(loss / len(inputs), right / len(inputs), len(inputs))
 
 
-def read_window(
-    model: LanguageModel, ids: Int[Tensor, "batch time"]
-) -> Float[Tensor, "batch time vocabulary"]:
+def read_window(model: LanguageModel, ids: Int[Tensor, "batch time"]) -> Float[Tensor, "batch time vocabulary"]:
     """Logits over a window: at once, or for a model with memory segment by segment from an empty memory."""
     if not model.config.memory:
         return model(ids)[0]

@@ -16,9 +16,7 @@ Attend = Callable[[Tensor], Tensor]
 def assert_same(yours: Tensor, expected: Tensor, what: str, tolerance: float = 1e-9) -> None:
     """Same shape, and no element further than ``tolerance`` from the expected one."""
     assert isinstance(yours, Tensor), f"{what}: expected a tensor, found {type(yours).__name__}"
-    assert yours.shape == expected.shape, (
-        f"{what}: expected shape {tuple(expected.shape)}, found {tuple(yours.shape)}"
-    )
+    assert yours.shape == expected.shape, f"{what}: expected shape {tuple(expected.shape)}, found {tuple(yours.shape)}"
     worst = (yours.double() - expected.double()).abs().max().item() if expected.numel() else 0.0
     assert worst <= tolerance, f"{what}: the largest difference from the expected values is {worst:.3g}"
 
@@ -30,9 +28,7 @@ def random(*shape: int, seed: int = 0) -> Float[Tensor, "..."]:
 
 def check_bigram(count: Callable[[str], dict[str, str]]) -> str:
     """``count(text)`` gives, for each character that has a successor, its most frequent successor."""
-    assert count("aab") == {"a": "a"} or count("aab") == {"a": "b"}, (
-        "in 'aab', a is followed once by a, once by b"
-    )
+    assert count("aab") == {"a": "a"} or count("aab") == {"a": "b"}, "in 'aab', a is followed once by a, once by b"
     assert count("abacab") == {"a": "b", "b": "a", "c": "a"}, f"in 'abacab' you found {count('abacab')}"
     return "Right: every character predicts its most frequent successor."
 
@@ -56,9 +52,7 @@ def check_weights(weights: Callable[[Tensor, Tensor], Tensor]) -> str:
         assert yours.shape == expected.shape, f"expected {time} × {time} weights, found {tuple(yours.shape)}"
         future = yours.triu(1).abs().max().item()
         assert future == 0, f"a query puts weight {future:.3g} on a later key: mask before the softmax"
-        assert_same(
-            yours.sum(dim=1), torch.ones(time, dtype=torch.float64), "the weights of each query must sum to 1"
-        )
+        assert_same(yours.sum(dim=1), torch.ones(time, dtype=torch.float64), "the weights of each query must sum to 1")
         assert_same(yours, expected, f"the weights of {time} positions of width {d}")
     return "Right: causal, normalised, and scaled by √d."
 
@@ -71,9 +65,7 @@ def check_causal(attend: Attend, *, width: int = 16, times: Sequence[int] = (1, 
         for t in range(time):
             changed = x.clone()
             changed[:, t:] += random(2, time - t, width, seed=t + 1)
-            assert_same(
-                attend(changed)[:, :t], y[:, :t], f"outputs before position {t}, after a change at {t}", 1e-12
-            )
+            assert_same(attend(changed)[:, :t], y[:, :t], f"outputs before position {t}, after a change at {t}", 1e-12)
             moved = (attend(changed)[:, t] - y[:, t]).abs().max()
             assert moved > 0, f"the output at {t} ignores the input there"
     return "Right: no output depends on what comes after it."
@@ -83,9 +75,7 @@ def check_convolution(convolve: Callable[[Tensor, Tensor], Tensor]) -> str:
     """``convolve(x, taps)``, ``[time, channels]`` and ``[channels, kernel]``, the last tap on the current row."""
     ones = torch.ones(4, 1, dtype=torch.float64)
     yours = convolve(ones, torch.tensor([[100.0, 10.0, 1.0]], dtype=torch.float64))
-    assert_same(
-        yours, torch.tensor([[1.0], [11], [111], [111]]), "taps 100, 10, 1 over ones (zeros to the left)"
-    )
+    assert_same(yours, torch.tensor([[1.0], [11], [111], [111]]), "taps 100, 10, 1 over ones (zeros to the left)")
     for time, channels, kernel in ((1, 1, 1), (5, 2, 3), (3, 4, 9)):
         x, taps = random(time, channels), random(channels, kernel, seed=1)
         expected = torch.zeros_like(x)

@@ -123,9 +123,7 @@ def kernel_taps(signal: list[float]) -> Explorer:
         return causal_depthwise_convolution(x, taps).flatten().tolist()
 
     labels = [str(t) for t in range(len(signal))]
-    return Explorer(
-        "kernel-taps", "What a three-tap kernel does", controls, {"signal": signal}, labels, compute
-    )
+    return Explorer("kernel-taps", "What a three-tap kernel does", controls, {"signal": signal}, labels, compute)
 
 
 def relative_score(

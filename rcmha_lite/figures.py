@@ -94,12 +94,8 @@ def learning_curve(title: str, results: Mapping[str, Any], levels: Mapping[str, 
     curve, config = results["curve"], results["config"]
     read = [point["step"] * config["batch"] * config["context"] / 1e6 for point in curve]
     figure, axes = panel(title, "characters read (millions)", "loss (nats per character)")
-    axes.plot(
-        read, [point["train_loss"] for point in curve], color=BLUE, marker="o", label="training, with dropout"
-    )
-    axes.plot(
-        read, [point["val_loss"] for point in curve], color=ORANGE, marker="o", label="whole validation split"
-    )
+    axes.plot(read, [point["train_loss"] for point in curve], color=BLUE, marker="o", label="training, with dropout")
+    axes.plot(read, [point["val_loss"] for point in curve], color=ORANGE, marker="o", label="whole validation split")
     for (name, level), style in zip(levels.items(), ("--", ":", "-."), strict=False):
         axes.axhline(level, color=GREY, linestyle=style, linewidth=1, label=name)
     axes.legend(frameon=False)
@@ -138,10 +134,7 @@ def component_map(title: str, lit: frozenset[str] = frozenset({"position", "conv
         axes.annotate("", (stop, 2.55), (start, 2.55), arrowprops=arrow)
     axes.annotate("", (6.35, 3.06), (6.35, 3.94), arrowprops=arrow)
     axes.annotate(
-        "",
-        (8.05, 2.04),
-        (4.5, 2.04),
-        arrowprops=arrow | {"connectionstyle": "arc3,rad=0.35", "linestyle": ":"},
+        "", (8.05, 2.04), (4.5, 2.04), arrowprops=arrow | {"connectionstyle": "arc3,rad=0.35", "linestyle": ":"}
     )
     axes.text(6.3, 1.02, "values", ha="center", fontsize=9, color=GREY)
     return figure

@@ -33,9 +33,7 @@ def next_probabilities(
         raise ValueError(f"top_p {top_p} is not a probability above 0")
     if temperature == 0:
         top_k, temperature = 1, 1.0
-    below = (
-        logits.double() - logits.max(dim=-1, keepdim=True).values
-    )  # 0 at best, however small the temperature
+    below = logits.double() - logits.max(dim=-1, keepdim=True).values  # 0 at best, however small the temperature
     probabilities = (below / temperature).softmax(dim=-1).to(logits.dtype)
     ordered, order = probabilities.sort(dim=-1, descending=True, stable=True)
     before = ordered.cumsum(dim=-1) - ordered
@@ -113,9 +111,7 @@ def generate(
         if stop and held.endswith(stop):
             held = held.removesuffix(stop)
             break
-        unsure = (
-            next((n for n in range(len(stop or "") - 1, 0, -1) if held.endswith(stop[:n])), 0) if stop else 0
-        )
+        unsure = next((n for n in range(len(stop or "") - 1, 0, -1) if held.endswith(stop[:n])), 0) if stop else 0
         if len(held) > unsure:
             yield held[: len(held) - unsure]
             held = held[len(held) - unsure :]

@@ -29,22 +29,17 @@ def bfloat16_is_fast(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
     return device.type == "cpu" and any(
-        getattr(torch.cpu, name, lambda: False)()
-        for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+        getattr(torch.cpu, name, lambda: False)() for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
     )
 
 
 def _commit() -> str | None:
     def git(*arguments: str) -> str:
         folder = Path(__file__).parent
-        return subprocess.run(
-            ("git", *arguments), cwd=folder, capture_output=True, text=True, check=True
-        ).stdout
+        return subprocess.run(("git", *arguments), cwd=folder, capture_output=True, text=True, check=True).stdout
 
     try:
-        return git("rev-parse", "HEAD").strip() + (
-            "+changes" if git("status", "--porcelain", "-uno", ".") else ""
-        )
+        return git("rev-parse", "HEAD").strip() + ("+changes" if git("status", "--porcelain", "-uno", ".") else "")
     except (OSError, subprocess.CalledProcessError):
         return None
 

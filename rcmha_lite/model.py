@@ -11,12 +11,7 @@ from torch.nn import functional as F
 from rcmha_lite.attention import AttentionCache, MultiHeadAttention
 from rcmha_lite.config import Activation, Config
 from rcmha_lite.convolution import HeadConvolution
-from rcmha_lite.positions import (
-    AbsolutePosition,
-    LearnedRelativePosition,
-    RelativePosition,
-    SinusoidalRelativePosition,
-)
+from rcmha_lite.positions import AbsolutePosition, LearnedRelativePosition, RelativePosition, SinusoidalRelativePosition
 
 
 def squared_relu(x: Tensor) -> Tensor:
@@ -71,10 +66,7 @@ class Block(nn.Module):
 
     def __init__(self, config: Config) -> None:
         super().__init__()
-        self.attention_norm, self.feed_forward_norm = (
-            nn.LayerNorm(config.d_model),
-            nn.LayerNorm(config.d_model),
-        )
+        self.attention_norm, self.feed_forward_norm = (nn.LayerNorm(config.d_model), nn.LayerNorm(config.d_model))
         self.attention = build_attention(config)
         self.feed_forward = FeedForward(config.d_model, config.d_ff, config.activation)
         self.dropout = Dropout(config.dropout)
@@ -142,10 +134,7 @@ class LanguageModel(nn.Module):
         return [AttentionCache(limit) for _ in self.blocks]
 
     def forward(
-        self,
-        ids: Int[Tensor, "batch time"],
-        memory: Memory | None = None,
-        cache: list[AttentionCache] | None = None,
+        self, ids: Int[Tensor, "batch time"], memory: Memory | None = None, cache: list[AttentionCache] | None = None
     ) -> tuple[Float[Tensor, "batch time vocabulary"], Memory | None]:
         """Logits for the character after each of ``ids``, and the memory to give with the next segment.
 

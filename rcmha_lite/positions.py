@@ -30,9 +30,7 @@ class AbsolutePosition(nn.Module):
         super().__init__()
         self.table = nn.Parameter(torch.zeros(length, d_model)) if learned else None
 
-    def forward(
-        self, x: Float[Tensor, "batch time d_model"], start: int = 0
-    ) -> Float[Tensor, "batch time d_model"]:
+    def forward(self, x: Float[Tensor, "batch time d_model"], start: int = 0) -> Float[Tensor, "batch time d_model"]:
         """x[t] + encoding(start + t); IndexError where a learned table has no such row."""
         stop = start + x.shape[1]
         if self.table is None:
@@ -63,9 +61,7 @@ class RelativePosition(nn.Module):
     ) -> Float[Tensor, "batch heads query width"]:
         return q + self.content_bias[:, None].to(q.dtype)
 
-    def keys(
-        self, k: Float[Tensor, "batch heads key d_head"], start: int
-    ) -> Float[Tensor, "batch heads key width"]:
+    def keys(self, k: Float[Tensor, "batch heads key d_head"], start: int) -> Float[Tensor, "batch heads key width"]:
         return k
 
     def bias(
@@ -94,9 +90,7 @@ class LearnedRelativePosition(RelativePosition):
                 f"a key {keys - 1} positions back lies outside a table of {len(self.table_bias)} distances: "
                 "give shorter segments or memory, or train with longer ones"
             )
-        by_distance = (
-            torch.einsum("bhid,nhd->bhin", q, self.embedding[:keys]) + self.table_bias[:keys].T[:, None]
-        )
+        by_distance = torch.einsum("bhid,nhd->bhin", q, self.embedding[:keys]) + self.table_bias[:keys].T[:, None]
         return shift(by_distance)
 
 
@@ -132,9 +126,7 @@ class SinusoidalRelativePosition(RelativePosition):
 # Scores by distance, a_i·r_{i − j}, three ways and none. Columns of r are sines, then cosines (``sinusoids``).
 
 
-def scores_by_index(
-    a: Float[Tensor, "*batch query d"], r: Float[Tensor, "key d"]
-) -> Float[Tensor, "*batch query key"]:
+def scores_by_index(a: Float[Tensor, "*batch query d"], r: Float[Tensor, "key d"]) -> Float[Tensor, "*batch query key"]:
     """Straight from the formula: gather r_{i − j} for every pair, an array of queries × keys × d."""
     i = torch.arange(len(r) - a.shape[-2], len(r), device=a.device)
     delta = (i[:, None] - torch.arange(len(r), device=a.device)).clamp(min=0)
@@ -158,9 +150,7 @@ def shift(by_distance: Float[Tensor, "*batch query key"]) -> Float[Tensor, "*bat
     return F.pad(by_distance.flip(-1), (1, 0)).flatten(-2)[..., queries:].unflatten(-1, (queries, keys))
 
 
-def factorise(
-    a: Float[Tensor, "*batch query d"], waves: Float[Tensor, "query d"]
-) -> Float[Tensor, "*batch query d"]:
+def factorise(a: Float[Tensor, "*batch query d"], waves: Float[Tensor, "query d"]) -> Float[Tensor, "*batch query d"]:
     """φ(i) with φ(i)·ψ(j) = a_i·r_{i − j}, where ψ(j) and ``waves`` are the sinusoids of j and of the queries' i.
 
     By angle addition, with a split into its sine half a_s and its cosine half a_c, for each frequency ω:

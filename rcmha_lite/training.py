@@ -37,20 +37,14 @@ class Interrupted(Exception):  # noqa: N818
 def build_optimizers(model: LanguageModel, config: Config) -> list[torch.optim.Optimizer]:
     """Matrices of the blocks to Muon (Jordan et al. 2024) or, decayed, to Adam; everything else to Adam undecayed."""
     named = list(model.named_parameters())
-    hidden = {
-        n
-        for n, p in named
-        if n.startswith("blocks.") and p.ndim == 2 and n.endswith(("weight", "projection"))
-    }
+    hidden = {n for n, p in named if n.startswith("blocks.") and p.ndim == 2 and n.endswith(("weight", "projection"))}
     matrices, rest = [p for n, p in named if n in hidden], [p for n, p in named if n not in hidden]
     kind = torch.optim.Adam if config.optimizer == "adam" else torch.optim.AdamW
     groups: list[dict[str, Any]] = [{"params": rest, "weight_decay": 0.0}]
     optimizers: list[torch.optim.Optimizer] = []
     if config.optimizer == "muon":
         optimizers.append(
-            torch.optim.Muon(
-                matrices, lr=config.muon_rate, weight_decay=config.weight_decay, adjust_lr_fn="original"
-            )
+            torch.optim.Muon(matrices, lr=config.muon_rate, weight_decay=config.weight_decay, adjust_lr_fn="original")
         )
     else:
         groups.append({"params": matrices, "weight_decay": config.weight_decay})
@@ -87,9 +81,7 @@ class Trainer:
         device = PartialState(cpu=cpu).device
         half = config.precision == "bfloat16" or (config.precision == "auto" and bfloat16_is_fast(device))
         self.accelerator = Accelerator(
-            mixed_precision="bf16" if half else "no",
-            cpu=cpu,
-            gradient_accumulation_steps=config.accumulate,
+            mixed_precision="bf16" if half else "no", cpu=cpu, gradient_accumulation_steps=config.accumulate
         )
         self.config, self.out, self.origin = config, out, manifest()
         self.world, self.rank = self.accelerator.num_processes, self.accelerator.process_index
@@ -98,9 +90,7 @@ class Trainer:
             raise ValueError(f"batch {config.batch} is not divisible by {parts}")
         tokenizer = CharTokenizer()
         if config.vocabulary != len(tokenizer):
-            raise ValueError(
-                f"vocabulary {config.vocabulary} does not fit a text of {len(tokenizer)} characters"
-            )
+            raise ValueError(f"vocabulary {config.vocabulary} does not fit a text of {len(tokenizer)} characters")
         self.train_ids, self.validation_ids = split(tokenizer.encode(text))
         torch.manual_seed(config.seed)
         self.model = LanguageModel(config)
@@ -119,9 +109,7 @@ class Trainer:
     @property
     def share(self) -> slice:
         """This process's part of a batch."""
-        return slice(
-            self.rank * self.config.batch // self.world, (self.rank + 1) * self.config.batch // self.world
-        )
+        return slice(self.rank * self.config.batch // self.world, (self.rank + 1) * self.config.batch // self.world)
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
         """This process's inputs and targets; with memory, segments that go on where the last step's ended."""
@@ -182,23 +170,15 @@ class Trainer:
                 self.seconds += time.perf_counter() - began
                 loss, accuracy = sums[:2].tolist()
                 if not math.isfinite(loss):
-                    raise ValueError(
-                        f"the loss is {loss} at step {self.done}: give a lower learning_rate or muon_rate"
-                    )
+                    raise ValueError(f"the loss is {loss} at step {self.done}: give a lower learning_rate or muon_rate")
                 stopping = bool(sums[3] > 0)
                 if stopping or self.done % config.checkpoint_every == 0 or self.done == config.steps:
                     self.save()
-                shown = {
-                    "loss": f"{loss:.3f}",
-                    "accuracy": f"{accuracy:.3f}",
-                    "characters/s": f"{speed:,.0f}",
-                }
+                shown = {"loss": f"{loss:.3f}", "accuracy": f"{accuracy:.3f}", "characters/s": f"{speed:,.0f}"}
                 bar.set_postfix(shown, refresh=False)
                 bar.update()
                 if stopping and self.done < config.steps:
-                    raise Interrupted(
-                        f"stopped after step {self.done}; the same command goes on from {self.out}"
-                    )
+                    raise Interrupted(f"stopped after step {self.done}; the same command goes on from {self.out}")
 
     def validate(self) -> dict[str, float]:
         """A point of the learning curve: training means since the last one, and the whole validation split."""
@@ -208,9 +188,7 @@ class Trainer:
         return point | {"val_loss": found.loss, "val_accuracy": found.accuracy}
 
 
-def train(
-    config: Config, out: str | Path, *, text: str | None = None, progress: bool = True
-) -> dict[str, Any]:
+def train(config: Config, out: str | Path, *, text: str | None = None, progress: bool = True) -> dict[str, Any]:
     """Train on Tiny Shakespeare into the folder ``out``, or go on with the run that stopped there.
 
     A step's windows and dropout depend on the seed and the step alone, so a run that is killed and resumed ends, on

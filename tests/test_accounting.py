@@ -40,9 +40,7 @@ def test_forward_operations_by_hand(cell):
     config = LAPTOP.replace(**CELLS[cell])
     d, f, n, p = config.d_model, config.d_ff, 128, config.d_position
     width = d + config.n_heads * p if config.relative else d  # of the glued queries, all heads together
-    layer = (
-        2 * n * (4 * d * d + 2 * d * f) + 2 * n * n * width + 2 * n * n * (width if config.relative else d)
-    )
+    layer = 2 * n * (4 * d * d + 2 * d * f) + 2 * n * n * width + 2 * n * n * (width if config.relative else d)
     if config.relative:
         layer += 2 * n * d * p
     if config.kernel_size:
@@ -62,9 +60,7 @@ def test_saved_bytes_by_hand():
     x, y = torch.randn(2, 10, requires_grad=True), torch.randn(2, 10)
     assert saved_bytes(lambda: x.exp()) == 80  # the output
     assert saved_bytes(lambda: x * y) == 80  # y, for the gradient of x; x is not needed, y asks for none
-    assert (
-        saved_bytes(lambda: x * x[:, :5].sum()) == 84
-    )  # x once, though two parts of it are kept, and the sum
+    assert saved_bytes(lambda: x * x[:, :5].sum()) == 84  # x once, though two parts of it are kept, and the sum
     assert saved_bytes(lambda: x * y, but_not=[y]) == 0
     with pytest.raises(ValueError, match="no input of the computation requires a gradient"):
         saved_bytes(lambda: y.exp())

@@ -8,15 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from rcmha_lite import attention, exercises, positions
-from rcmha_lite.attention import (
-    MultiHeadAttention,
-    attention_weights,
-    fused_attention,
-    mdha,
-    mha,
-    rcmha,
-    rmha,
-)
+from rcmha_lite.attention import MultiHeadAttention, attention_weights, fused_attention, mdha, mha, rcmha, rmha
 from rcmha_lite.convolution import HeadConvolution
 
 CELLS = {
@@ -96,9 +88,7 @@ def test_fused_bfloat16_is_close_forward_and_backward(queries, keys):
     exact = [exercises.random(1, 2, *shape, seed=s).requires_grad_() for s, shape in enumerate(shapes)]
     rough = [t.detach().bfloat16().requires_grad_() for t in exact]
     outputs = attention.attention(*exact, scale=0.3), fused_attention(*rough, scale=0.3)
-    gradients = [
-        torch.autograd.grad(y.square().sum(), t) for y, t in zip(outputs, (exact, rough), strict=True)
-    ]
+    gradients = [torch.autograd.grad(y.square().sum(), t) for y, t in zip(outputs, (exact, rough), strict=True)]
     for a, b in zip((outputs[0], *gradients[0]), (outputs[1], *gradients[1]), strict=True):
         assert (a - b.double()).abs().max() < 0.02 * a.abs().max()
 

@@ -88,9 +88,7 @@ def test_nothing_is_loaded_from_elsewhere(site: Path) -> None:
     urls = [str(t.get("src") or t.get("href")) for path in pages(site) for t in parse(path).select(loads)]
     assert [url for url in urls if urlsplit(url).netloc] == []
     styles = [path.read_text("utf-8") for path in site.rglob("*.css")]
-    assert [
-        found for css in styles for found in re.findall(r"(?:url\(|@import)\s*['\"]?(https?:[^)'\"]+)", css)
-    ] == []
+    assert [found for css in styles for found in re.findall(r"(?:url\(|@import)\s*['\"]?(https?:[^)'\"]+)", css)] == []
 
 
 def test_search_index_covers_every_page(site: Path) -> None:

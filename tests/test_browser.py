@@ -55,9 +55,7 @@ class Visit:
     problems: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.page.on(
-            "console", lambda m: self.problems.append(m.text) if m.type in ("error", "warning") else None
-        )
+        self.page.on("console", lambda m: self.problems.append(m.text) if m.type in ("error", "warning") else None)
         self.page.on("pageerror", lambda error: self.problems.append(str(error)))
         self.page.route(re.compile("^(?!file:|data:|blob:)"), self.refuse)
 
@@ -137,9 +135,7 @@ def test_page_arithmetic_equals_torch(visit: Visit, name: str) -> None:
 def move(control: Locator) -> None:
     """Change a control as a reader without a mouse does."""
     kind = control.evaluate("e => e.tagName === 'SELECT' ? 'select' : e.type")
-    at_end = control.evaluate(
-        "e => e.type === 'range' && +e.value >= +e.max || e.selectedIndex === e.length - 1"
-    )
+    at_end = control.evaluate("e => e.type === 'range' && +e.value >= +e.max || e.selectedIndex === e.length - 1")
     control.focus()
     if kind in ("checkbox", "radio"):
         control.press("Space")
@@ -155,10 +151,7 @@ def move(control: Locator) -> None:
 def test_accessibility(opened: Visit) -> None:
     """No serious fault that axe-core finds, in the light and in the dark theme."""
     page, scope = opened.page, {"exclude": [["mjx-container"]]}
-    options = {
-        "resultTypes": ["violations"],
-        "preload": False,
-    }  # preloading reads files, which a browser refuses
+    options = {"resultTypes": ["violations"], "preload": False}  # preloading reads files, which a browser refuses
     violations = Axe().run(page, scope, options).response["violations"]
     page.evaluate("document.documentElement.dataset.theme = 'dark'")
     violations += Axe().run(page, scope, options | {"runOnly": ["color-contrast"]}).response["violations"]

@@ -94,18 +94,12 @@ BAD = {
     "bad command": (["walk"], "No such command 'walk'"),
     "bad value": (["train", "--layers", "many"], "'many' is not a valid integer"),
     "bad choice": (["train", "--optimizer", "sgd"], "'sgd' is not one of"),
-    "bad configuration": (
-        ["train", "--d-model", "130", "--n-heads", "8"],
-        "d_model 130 is not divisible by n_heads 8",
-    ),
+    "bad configuration": (["train", "--d-model", "130", "--n-heads", "8"], "d_model 130 is not divisible by n_heads 8"),
     "missing data": (["data", "--path", "nowhere.txt"], "nowhere.txt"),
     "no checkpoint": (["evaluate", "--checkpoint", "nowhere"], "nowhere holds no config.json"),
     "no prompt": (["sample", "--checkpoint", "RUN", "--prompt", ""], "the prompt is empty"),
     "unknown characters": (["sample", "--checkpoint", "RUN", "--prompt", "café"], "unknown characters 'é'"),
-    "cold": (
-        ["sample", "--checkpoint", "RUN", "--temperature", "-1"],
-        "temperature -1.0 is not a number from 0 up",
-    ),
+    "cold": (["sample", "--checkpoint", "RUN", "--temperature", "-1"], "temperature -1.0 is not a number from 0 up"),
 }
 
 
@@ -142,17 +136,7 @@ def test_interrupt_leaves_a_usable_checkpoint(tmp_path):
         "__main__.main()\n"
     )
     out = tmp_path / "run"
-    words = [
-        "train",
-        "--preset",
-        "tiny",
-        "--steps",
-        "100000",
-        "--checkpoint-every",
-        "100000",
-        "--out",
-        str(out),
-    ]
+    words = ["train", "--preset", "tiny", "--steps", "100000", "--checkpoint-every", "100000", "--out", str(out)]
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
         [sys.executable, tmp_path / "start.py", *words], env=environment, stderr=subprocess.PIPE, text=True

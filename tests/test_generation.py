@@ -102,16 +102,8 @@ def test_seed_decides_the_text():
 
 def test_stop_string_is_cut_wherever_the_pieces_fall(monkeypatch):
     text = "to be, or not to be"
-    monkeypatch.setattr(
-        "rcmha_lite.generation.generate_ids", lambda *_: iter(CharTokenizer().encode(text).tolist())
-    )
-    for stop, expected in (
-        ("or", "to be, "),
-        ("t to", "to be, or no"),
-        ("zz", text),
-        ("to ", ""),
-        ("ee", text),
-    ):
+    monkeypatch.setattr("rcmha_lite.generation.generate_ids", lambda *_: iter(CharTokenizer().encode(text).tolist()))
+    for stop, expected in (("or", "to be, "), ("t to", "to be, or no"), ("zz", text), ("to ", ""), ("ee", text)):
         pieces = list(generate(model(), "A", stop=stop))
         assert "".join(pieces) == expected
         assert all(pieces)

@@ -47,9 +47,7 @@ def build_attention(golden: dict[str, Tensor]) -> MultiHeadAttention:
         )  # fmt: skip
     if "rel_embedding" in golden:
         position = LearnedRelativePosition(n_heads, d_head, len(golden["rel_embedding"]))
-    module = MultiHeadAttention(
-        d_model, n_heads, position=position, convolution=convolution, fresh_queries=True
-    )
+    module = MultiHeadAttention(d_model, n_heads, position=position, convolution=convolution, fresh_queries=True)
     module.double()
     state = {name: torch.zeros_like(value) for name, value in module.state_dict().items()}
     state |= {ours: golden[theirs] for theirs, ours in ATTENTION.items() if theirs in golden}
@@ -140,9 +138,7 @@ def test_other_recordings_would_be_built_too() -> None:
     model, attention = load(folder / "model_rcmha.npz"), load(folder / "attention_rcmha_memory.npz")
     heads = int(attention["n_heads"])
     check_model({k: v.expand(2, *v.shape).clone() if ".conv_" in k else v for k, v in model.items()})
-    check_model(
-        {k: F.pad(v, (0, 0) * (v.dim() - 1) + (0, 20)) if ".rel_" in k else v for k, v in model.items()}
-    )
+    check_model({k: F.pad(v, (0, 0) * (v.dim() - 1) + (0, 20)) if ".rel_" in k else v for k, v in model.items()})
     check_attention({k: torch.cat([v] * heads) if k.startswith("conv_") else v for k, v in attention.items()})
     for part in ("conv_q_bias", "conv_", "rel_bias", "content_bias", "head_", "head_bias", "ff_in_bias"):
         build_model({k: v for k, v in model.items() if part not in k})

@@ -87,11 +87,7 @@ def test_model_is_causal_through_memory(cell):
 
 def test_relative_model_does_not_know_where_it_is():
     """The same memory and segment give the same logits however much text came before; absolute ones do not."""
-    for position, same in (
-        ("relative-sinusoidal", True),
-        ("relative-learned", True),
-        ("absolute-sinusoidal", False),
-    ):
+    for position, same in (("relative-sinusoidal", True), ("relative-learned", True), ("absolute-sinusoidal", False)):
         model = build(position=position, memory=4)
         _, memory = model(ids[:, :4])
         later = memory._replace(seen=memory.seen + 100)
@@ -168,15 +164,8 @@ def test_every_preset_runs_forward_and_backward(name):
 @pytest.mark.parametrize("past", [0, 7])
 def test_no_query_and_key_bias_equals_zero_bias(past):
     """RCMHA's public code has none there."""
-    with_bias, without = (
-        MultiHeadAttention(16, 4).double(),
-        MultiHeadAttention(16, 4, query_key_bias=False).double(),
-    )
-    state = {
-        name: value
-        for name, value in with_bias.state_dict().items()
-        if name not in ("query.bias", "key.bias")
-    }
+    with_bias, without = (MultiHeadAttention(16, 4).double(), MultiHeadAttention(16, 4, query_key_bias=False).double())
+    state = {name: value for name, value in with_bias.state_dict().items() if name not in ("query.bias", "key.bias")}
     without.load_state_dict(state)
     with torch.no_grad():
         with_bias.query.bias.zero_()

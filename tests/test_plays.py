@@ -157,14 +157,7 @@ def test_unseen_plays() -> None:
     unseen = load_unseen_plays()
     assert len(unseen) == 29
     assert "HAMLET:\nTo be, or not to be: that is the question:\n" in unseen["Hamlet"]
-    nine = [
-        "Coriolanus",
-        "Richard III",
-        "Richard II",
-        "Romeo and Juliet",
-        "Henry VI, Part 3",
-        "A Winter's Tale",
-    ]
+    nine = ["Coriolanus", "Richard III", "Richard II", "Romeo and Juliet", "Henry VI, Part 3", "A Winter's Tale"]
     nine += ["Measure for Measure", "The Taming of the Shrew", "The Tempest", ""]
     assert not unseen.keys() & set(nine)
     for title, text in unseen.items():

@@ -80,9 +80,7 @@ def test_sinusoidal_equals_the_four_terms(queries, past):
 def test_long_sequences_stay_exact():
     """At position 4096 float32 angles would be off by 4e-4; ours are formed in float64."""
     exact = [math.sin(4096.0), math.sin(4096 / 100), math.cos(4096.0), math.cos(4096 / 100)]
-    torch.testing.assert_close(
-        sinusoids(torch.tensor([4096.0]), 4)[0], torch.tensor(exact, dtype=torch.float64)
-    )
+    torch.testing.assert_close(sinusoids(torch.tensor([4096.0]), 4)[0], torch.tensor(exact, dtype=torch.float64))
 
 
 @pytest.mark.parametrize("way", [shift, shift_by_index])

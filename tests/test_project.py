@@ -48,9 +48,7 @@ def test_results_carry_their_manifest(file):
     run = json.loads(file.read_text(encoding="utf-8"))
     origin = run["manifest"]
     assert origin["data_sha256"] == SHA256
-    assert all(
-        origin[key] is not None for key in ("commit", "torch", "processor", "threads", "device", "seed")
-    )
+    assert all(origin[key] is not None for key in ("commit", "torch", "processor", "threads", "device", "seed"))
     assert not origin["commit"].endswith("+changes")
     assert Config(**run["config"]) == PRESETS[file.stem], "the preset changed after this run: run it again"
     assert run["curve"][-1]["step"] == run["config"]["steps"]
@@ -58,9 +56,7 @@ def test_results_carry_their_manifest(file):
     assert run["seconds"] > 0
 
 
-@pytest.mark.parametrize(
-    "file", sorted((ROOT / "benchmarks/results").glob("*.json")), ids=lambda file: file.stem
-)
+@pytest.mark.parametrize("file", sorted((ROOT / "benchmarks/results").glob("*.json")), ids=lambda file: file.stem)
 def test_benchmarks_carry_their_manifest(file):
     found = json.loads(file.read_text(encoding="utf-8"))
     assert found["benchmark"] == file.stem

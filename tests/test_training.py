@@ -20,12 +20,7 @@ from rcmha_lite.evaluation import evaluate
 from rcmha_lite.model import LanguageModel
 from rcmha_lite.training import Interrupted, build_optimizers, rate_factor, train
 
-TEXT = (
-    "".join(
-        f"{a} loves {b}.\n" for a in ("Romeo", "Juliet", "Hamlet", "Puck") for b in ("wine", "war", "gold")
-    )
-    * 30
-)
+TEXT = "".join(f"{a} loves {b}.\n" for a in ("Romeo", "Juliet", "Hamlet", "Puck") for b in ("wine", "war", "gold")) * 30
 FAST = Config(
     layers=1, d_model=16, n_heads=2, d_ff=32, d_position=8, context=16, window=16, batch=8, steps=12, warmup=2,
     dropout=0.1, eval_every=5, checkpoint_every=3, precision="float32", device="cpu",
@@ -131,17 +126,13 @@ def checkpoint_step(out: Path) -> int:
     return json.loads(checkpoint._read(out / checkpoint.TRAINING)[1]["state"])["step"]
 
 
-@pytest.mark.skipif(
-    sys.platform == "win32", reason="the launcher of several processes is not built for Windows"
-)
+@pytest.mark.skipif(sys.platform == "win32", reason="the launcher of several processes is not built for Windows")
 @pytest.mark.parametrize("config", [FAST, MEMORY])
 def test_two_processes_give_the_losses_of_one(tmp_path, launch, config):
     device = "cpu" if torch.cuda.is_available() else "auto"
     config = config.replace(dropout=0.0, eval_every=1, device=device)
     train(config, tmp_path / "one", text=TEXT, progress=False)
-    two = launch(
-        config, tmp_path / "two", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"
-    )
+    two = launch(config, tmp_path / "two", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
     assert two.wait(timeout=300) == 0, (tmp_path / "errors").read_text()
     one, two = (json.loads((tmp_path / out / checkpoint.RESULTS).read_text()) for out in ("one", "two"))
     assert (one["manifest"]["processes"], two["manifest"]["processes"]) == (1, 2)
@@ -189,8 +180,7 @@ def test_a_foreign_checkpoint_is_refused(tmp_path):
 def test_accumulation_equals_one_batch(tmp_path):
     config = FAST.replace(dropout=0.0)
     curves = [
-        train(config.replace(accumulate=n), tmp_path / str(n), text=TEXT, progress=False)["curve"]
-        for n in (1, 4)
+        train(config.replace(accumulate=n), tmp_path / str(n), text=TEXT, progress=False)["curve"] for n in (1, 4)
     ]
     assert curves[0][-1] == pytest.approx(curves[1][-1], abs=1e-4)
 
@@ -203,9 +193,7 @@ def test_results_are_those_of_the_saved_weights_and_say_where_they_are_from(tmp_
     assert (results["val_loss"], results["val_accuracy"]) == (found.loss, found.accuracy)
     assert results["curve"][-1]["val_loss"] == pytest.approx(found.loss, abs=1e-6)
     assert [point["step"] for point in results["curve"]] == [5, 10, 12]
-    assert {"commit", "seed", "data_sha256", "torch", "processor", "threads", "device"} <= results[
-        "manifest"
-    ].keys()
+    assert {"commit", "seed", "data_sha256", "torch", "processor", "threads", "device"} <= results["manifest"].keys()
     assert results["seconds"] > 0
     assert Config(**results["config"]) == FAST
 
@@ -267,17 +255,12 @@ def test_every_parameter_has_one_optimiser_and_matrices_decay():
         decayed = {p for group in groups if group["weight_decay"] for p in group["params"]}
         block = model.blocks[0]
         assert {block.attention.query.weight, block.attention.position.projection} <= decayed
-        assert (
-            not {block.attention.query.bias, block.attention.position.content_bias, model.embedding.weight}
-            & decayed
-        )
+        assert not {block.attention.query.bias, block.attention.position.content_bias, model.embedding.weight} & decayed
 
 
 def test_schedules_by_hand():
     linear = FAST.replace(steps=100, warmup=10, decay=0.5)
-    assert [rate_factor(linear, s) for s in (0, 9, 49, 50, 75, 99)] == pytest.approx(
-        [0.1, 1, 1, 1, 0.5, 0.02]
-    )
+    assert [rate_factor(linear, s) for s in (0, 9, 49, 50, 75, 99)] == pytest.approx([0.1, 1, 1, 1, 0.5, 0.02])
     noam = PRESETS["paper"]
     peak = 128**-0.5 * 2000**-0.5
     assert rate_factor(noam, 1999) == pytest.approx(peak)

@@ -52,9 +52,7 @@ def draw() -> None:
     """The laptop run's learning curve, marked with the checksum of its results."""
     mpl.use("agg")
     run = json.loads(RESULTS.read_text(encoding="utf-8"))
-    title = (
-        f"RCMHA on two CPU cores: validation loss {run['val_loss']:.3f} in {run['seconds'] / 60:.1f} minutes"
-    )
+    title = f"RCMHA on two CPU cores: validation loss {run['val_loss']:.3f} in {run['seconds'] / 60:.1f} minutes"
     figures.learning_curve(title, run, {"nanoGPT on a GPU, 1.4697": 1.4697, "nanoGPT on a CPU, 1.88": 1.88})
     plt.savefig(FIGURE, dpi=110, metadata={"Description": digest()})
 
