@@ -80,7 +80,7 @@ def forward_backward(compute: Callable[[], Tensor], inputs: list[Tensor], cotang
 
 
 def copy_weights(ours: LanguageModel, theirs: public_code.Model) -> None:
-    """Give the transcription our weights; a row for distance δ of our table is row 4096 − δ of theirs."""
+    """Give the transcription our weights. The position tables and u start at zero in both: there is nothing to copy."""
     with torch.no_grad():
         theirs.embedding.load_state_dict(ours.embedding.state_dict())
         theirs.norm.load_state_dict(ours.norm.state_dict())

@@ -57,8 +57,8 @@ def fused_attention(
     """``attention``, by the fastest exact way.
 
     PyTorch's fused kernels never store the weights. They want values as wide as the queries, so narrower values are
-    padded with zeros and the padding cut off. In bfloat16 on a CPU they pay only beyond some 512 keys; below, one
-    matrix product that starts from the mask is about three times faster, forward and backward.
+    padded with zeros and the padding cut off. In bfloat16 on a CPU they pay only for long texts; up to 512 keys, one
+    matrix product that starts from the mask is taken instead.
     """
     queries, keys, width, d_head = q.shape[2], k.shape[2], q.shape[3], v.shape[3]
     scale = scale or width**-0.5

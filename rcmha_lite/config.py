@@ -94,10 +94,6 @@ class Config:
         if self.memory and self.accumulate > 1:
             raise ValueError("memory follows whole batches: with memory, accumulate must be 1")
 
-    @property
-    def relative(self) -> bool:
-        return self.position.startswith("relative")
-
     def replace(self, **changes: Any) -> "Config":
         """A copy with some fields changed, validated again."""
         return dataclasses.replace(self, **changes)

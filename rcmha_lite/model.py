@@ -32,7 +32,7 @@ class Memory(NamedTuple):
 class Dropout(nn.Module):
     """Zero each element with probability ``p`` in training, and divide the rest by what is left of 1.
 
-    On a CPU, PyTorch draws one random number an element, on one core: a sixth of a training step. Here each number
+    On a CPU, PyTorch draws one random number an element, on one core, which is slow. Here each number
     decides eight elements, a byte each, so that ``p`` is rounded to 256ths.
     """
 

@@ -39,9 +39,10 @@ def test_parts_by_hand():
 def test_forward_operations_by_hand(cell):
     config = LAPTOP.replace(**CELLS[cell])
     d, f, n, p = config.d_model, config.d_ff, 128, config.d_position
-    width = d + config.n_heads * p if config.relative else d  # of the glued queries, all heads together
-    layer = 2 * n * (4 * d * d + 2 * d * f) + 2 * n * n * width + 2 * n * n * (width if config.relative else d)
-    if config.relative:
+    relative = config.position.startswith("relative")
+    width = d + config.n_heads * p if relative else d  # of the glued queries, all heads together
+    layer = 2 * n * (4 * d * d + 2 * d * f) + 2 * n * n * width + 2 * n * n * (width if relative else d)
+    if relative:
         layer += 2 * n * d * p
     if config.kernel_size:
         layer += 2 * (n + 2) * 3 * 3 * d  # the two padded rows are computed and dropped by no one else
