@@ -30,8 +30,10 @@ def attention_weights(
     scores = q @ k.transpose(-1, -2)
     if bias is not None:
         scores = scores + bias
-    hidden = ~causal_mask(q.shape[2], k.shape[2], q.device)
-    return (scores * (scale or q.shape[-1] ** -0.5)).masked_fill(hidden, float("-inf")).softmax(dim=-1)
+    scores = scores * (scale or q.shape[-1] ** -0.5)
+    if q.shape[2] > 1:  # one query is the last position: it may see every key
+        scores = scores.masked_fill(~causal_mask(q.shape[2], k.shape[2], q.device), float("-inf"))
+    return scores.softmax(dim=-1)
 
 
 def attention(
@@ -62,9 +64,8 @@ def fused_attention(
     """
     queries, keys, width, d_head = q.shape[2], k.shape[2], q.shape[3], v.shape[3]
     scale = scale or width**-0.5
-    if queries == 1:  # one more position of a stream: nothing to hide, nothing worth fusing
-        scores = (q * scale) @ k.transpose(-1, -2)
-        return (scores if bias is None else scores + bias * scale).softmax(dim=-1) @ v
+    if queries <= 4:  # the next positions of a stream, a tiny segment: nothing worth fusing
+        return attention(q, k, v, bias, scale=scale)
     hidden = ~causal_mask(queries, keys, q.device)
     if bias is None and q.device.type == "cpu" and q.dtype == torch.bfloat16 and keys <= 512:
         start = torch.zeros_like(hidden, dtype=q.dtype).masked_fill(hidden, float("-inf"))
@@ -173,12 +174,11 @@ class MultiHeadAttention(nn.Module):
         return projected, projected if self.convolution is None else self.convolution(projected, projections, history)
 
     def heads(
-        self, x: Float[Tensor, "batch time d_model"], memory: Tensor | None = None, cache: AttentionCache | None = None
+        self, context: Float[Tensor, "batch time d_model"], queries: int, cache: AttentionCache | None = None
     ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """Queries, keys, values and score bias of every head, positions included; the cache moves on."""
-        context = x if memory is None else torch.cat((memory, x), dim=1)
-        if memory is not None and self.fresh_queries:
-            q, kv = self.project(x, "q")[1], self.project(context, "kv")[1]
+        if queries < context.shape[1] and self.fresh_queries:
+            q, kv = self.project(last(context, queries), "q")[1], self.project(context, "kv")[1]
             parts = [q, *kv.chunk(2, dim=-1)]
         else:
             raw, qkv = self.project(context, "qkv", cache.history if cache is not None else None)
@@ -186,7 +186,7 @@ class MultiHeadAttention(nn.Module):
                 past = raw if cache.history is None else torch.cat((cache.history, raw), dim=1)
                 cache.history = past[:, past.shape[1] - min(self.convolution.kernel_size - 1, past.shape[1]) :]
             parts = list(qkv.chunk(3, dim=-1))
-            parts[0] = parts[0][:, -x.shape[1] :]
+            parts[0] = last(parts[0], queries)
         q, k, v = (part.unflatten(-1, (self.n_heads, self.d_head)).transpose(1, 2) for part in parts)
         start, plain = cache.seen if cache is not None else 0, q
         if self.position:
@@ -200,7 +200,7 @@ class MultiHeadAttention(nn.Module):
         self, x: Float[Tensor, "batch time d_model"], memory: Float[Tensor, "batch past d_model"] | None = None
     ) -> Float[Tensor, "batch heads query key"]:
         """The attention weights themselves, to look at."""
-        q, k, _, bias = self.heads(x, memory)
+        q, k, _, bias = self.heads(_joined(memory, x), x.shape[1])
         return attention_weights(q, k, bias, scale=self.d_head**-0.5)
 
     def forward(
@@ -209,9 +209,24 @@ class MultiHeadAttention(nn.Module):
         memory: Float[Tensor, "batch past d_model"] | None = None,
         cache: AttentionCache | None = None,
     ) -> Float[Tensor, "batch time d_model"]:
-        q, k, v, bias = self.heads(x, memory, cache)
+        return self.attend(_joined(memory, x), x.shape[1], cache)
+
+    def attend(
+        self, context: Float[Tensor, "batch time d_model"], queries: int, cache: AttentionCache | None = None
+    ) -> Float[Tensor, "batch {queries} d_model"]:
+        """``forward`` for a memory and an ``x`` of ``queries`` positions that already stand in one tensor."""
+        q, k, v, bias = self.heads(context, queries, cache)
         y = fused_attention(q, k, v, bias, scale=self.d_head**-0.5)
         return self.output(y.transpose(1, 2).flatten(2))
+
+
+def last(x: Tensor, n: int) -> Tensor:
+    """The last ``n`` positions of ``[batch, time, width]``. All of them are ``x`` itself: a slice costs a copy backward."""
+    return x if n == x.shape[1] else x[:, -n:]
+
+
+def _joined(memory: Tensor | None, x: Tensor) -> Tensor:
+    return x if memory is None else torch.cat((memory, x), dim=1)
 
 
 def mha(d_model: int, n_heads: int) -> MultiHeadAttention:

@@ -67,7 +67,7 @@ def save_training(
         for index, state in optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{n}.{index}.{name}": torch.as_tensor(value) for name, value in state.items()}
     if memory:
-        tensors["memory"] = memory.hidden
+        tensors["memory"] = torch.stack(memory.hidden)
     state = progress._asdict() | {"seen": memory.seen if memory else 0, "config": model.config.to_json()}
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     write_whole(folder / TRAINING, save(tensors, {"state": json.dumps(state)}))
@@ -94,7 +94,7 @@ def load_training(
                 whole["state"].setdefault(int(index), {})[key] = tensor
         optimizer.load_state_dict(whole)
     device = next(model.parameters()).device
-    memory = Memory(tensors["memory"].to(device), state["seen"]) if "memory" in tensors else None
+    memory = Memory(tensors["memory"].to(device).unbind(), state["seen"]) if "memory" in tensors else None
     return memory, Progress(state["step"], state["seconds"], tuple(state["curve"]), tuple(state["since"]))
 
 

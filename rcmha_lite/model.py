@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rcmha_lite.attention import AttentionCache, MultiHeadAttention
+from rcmha_lite.attention import AttentionCache, MultiHeadAttention, last
 from rcmha_lite.config import Activation, Config
 from rcmha_lite.convolution import HeadConvolution
 from rcmha_lite.positions import AbsolutePosition, LearnedRelativePosition, RelativePosition, SinusoidalRelativePosition
@@ -25,7 +25,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "relu2": s
 class Memory(NamedTuple):
     """Detached inputs of every layer at the last positions, and the number of positions seen so far."""
 
-    hidden: Float[Tensor, "batch layers past d_model"]
+    hidden: tuple[Float[Tensor, "batch past d_model"], ...]
     seen: int
 
 
@@ -73,12 +73,13 @@ class Block(nn.Module):
 
     def forward(
         self,
-        x: Float[Tensor, "batch time d_model"],
-        memory: Float[Tensor, "batch past d_model"] | None = None,
+        context: Float[Tensor, "batch time d_model"],
+        queries: int | None = None,
         cache: AttentionCache | None = None,
-    ) -> Float[Tensor, "batch time d_model"]:
-        remembered = None if memory is None else self.attention_norm(memory)
-        x = x + self.dropout(self.attention(self.attention_norm(x), remembered, cache))
+    ) -> Float[Tensor, "batch queries d_model"]:
+        """The last ``queries`` positions of ``context`` (all, unless given), answered; those before are memory."""
+        queries = queries or context.shape[1]
+        x = last(context, queries) + self.dropout(self.attention.attend(self.attention_norm(context), queries, cache))
         return x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
 
 
@@ -143,16 +144,11 @@ class LanguageModel(nn.Module):
         seen = memory.seen if memory else cache[0].seen if cache else 0
         x = self.embedding(ids)
         x = self.dropout(self.position(x, seen) if self.position else x)
-        inputs = []
+        kept, time = [], ids.shape[1]
         for n, block in enumerate(self.blocks):
-            inputs.append(x.detach())
-            x = block(x, memory.hidden[:, n] if memory else None, cache[n] if cache else None)
+            context = torch.cat((memory.hidden[n], x), dim=1) if memory else x
+            kept.append(context.detach()[:, -self.config.memory :])
+            x = block(context, time, cache[n] if cache else None)
         x = self.norm(x)
         logits = self.output(x) if self.output else F.linear(x, self.embedding.weight)
-        return logits, self._remember(inputs, memory, seen) if self.config.memory else None
-
-    def _remember(self, inputs: list[Tensor], memory: Memory | None, seen: int) -> Memory:
-        hidden = torch.stack(inputs, dim=1)
-        if memory:
-            hidden = torch.cat((memory.hidden, hidden), dim=2)
-        return Memory(hidden[:, :, -self.config.memory :], seen + inputs[0].shape[1])
+        return logits, Memory(tuple(kept), seen + time) if self.config.memory else None

@@ -102,7 +102,7 @@ class Trainer:
         self.memory: Memory | None = None
         self.batch(0)  # a text that is too short says so before anything is written
         memory, progress = checkpoint.load_training(out, self.model, self.optimizers)
-        self.memory = memory and Memory(memory.hidden[self.share], memory.seen)
+        self.memory = memory and Memory(tuple(h[self.share] for h in memory.hidden), memory.seen)
         self.done, self.seconds, self.curve = progress.step, progress.seconds, list(progress.curve)
         self.since = torch.tensor(progress.since)  # sums of loss, accuracy and steps
 

@@ -62,14 +62,14 @@ def test_segments_with_long_memory_equal_the_whole_in_one_layer(cell):
 def test_memory_is_bounded_detached_and_ordered():
     model = build(context=4, memory=6)
     _, memory = model(ids[:, :4])
-    assert memory.hidden.shape == (2, 2, 4, 16)
+    assert [layer.shape for layer in memory.hidden] == [(2, 4, 16)] * 2
     logits, memory = model(ids[:, 4:8], memory)
-    assert memory.hidden.shape == (2, 2, 6, 16)
+    assert [layer.shape for layer in memory.hidden] == [(2, 6, 16)] * 2
     assert memory.seen == 8
-    assert not memory.hidden.requires_grad
+    assert not any(layer.requires_grad for layer in memory.hidden)
     assert logits.requires_grad
-    close(memory.hidden[:, 0, -4:], model.embedding(ids[:, 4:8]))
-    close(memory.hidden[:, 0, :2], model.embedding(ids[:, 2:4]))
+    close(memory.hidden[0][:, -4:], model.embedding(ids[:, 4:8]))
+    close(memory.hidden[0][:, :2], model.embedding(ids[:, 2:4]))
 
 
 @pytest.mark.parametrize("cell", GRID)
@@ -81,7 +81,7 @@ def test_model_is_causal_through_memory(cell):
     a, b = (model(x, memory)[0] for x in (ids[:, 5:10], changed))
     close(a[:, :3], b[:, :3], 1e-12)
     assert (a[:, 3:] - b[:, 3:]).abs().max() > 1e-6
-    other = memory._replace(hidden=memory.hidden.flip(3))
+    other = memory._replace(hidden=tuple(layer.flip(2) for layer in memory.hidden))
     assert (model(ids[:, 5:10], other)[0] - a).abs().max() > 1e-6
 
 

@@ -37,11 +37,11 @@ MUTATIONS: dict[str, Mutation] = {
         lambda: test_attention.test_memory_and_segment_shifted_together("rmha learned"),
     ),
     "the convolution pads on the right": (
-        convolution, "causal_depthwise_convolution", "(0, 0, taps.shape[1] - 1, 0)", "(0, 0, 0, taps.shape[1] - 1)",
+        convolution, "causal_depthwise_convolution", "(zeros, known)", "(known, zeros)",
         lambda: test_attention.test_causality(scrambled(CELLS["rcmha learned"]()), 0),
     ),
     "the convolution pads one too few, one on the right": (
-        convolution, "causal_depthwise_convolution", "(0, 0, taps.shape[1] - 1, 0)", "(0, 0, taps.shape[1] - 2, 1)",
+        convolution, "causal_depthwise_convolution", "(zeros, known)", "(zeros[:, 1:], known, zeros[:, :1])",
         test_convolution.test_explicit_sum,
     ),
     "the convolution forgets its history": (
