@@ -1,6 +1,7 @@
 """A Transformer-XL language model (Dai et al. 2019, arXiv 1901.02860) around the grid of attentions."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -109,6 +110,7 @@ class LanguageModel(nn.Module):
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.config = config
+        shared = torch.Generator().manual_seed(int(torch.randint(2**62, ())))
         self.embedding = nn.Embedding(config.vocabulary, config.d_model)
         kind = config.position.removeprefix("absolute-")
         self.position: AbsolutePosition | None = None
@@ -118,11 +120,12 @@ class LanguageModel(nn.Module):
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.norm = nn.LayerNorm(config.d_model)
         self.output = None if config.tie_embeddings else nn.Linear(config.d_model, config.vocabulary)
-        self.apply(self._initialise)
+        self.apply(partial(self._initialise, generator=shared))
 
-    def _initialise(self, module: nn.Module) -> None:
+    def _initialise(self, module: nn.Module, generator: torch.Generator) -> None:
+        """Linear layers from a generator of their own: cells of one seed start from the same ones."""
         if isinstance(module, nn.Linear):
-            nn.init.normal_(module.weight, std=module.in_features**-0.5)
+            nn.init.normal_(module.weight, std=module.in_features**-0.5, generator=generator)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
         if isinstance(module, nn.Embedding) and self.config.tie_embeddings:

@@ -1,0 +1,93 @@
+"""Run what is missing, resume what was cut off: python -m experiments [GROUP or GROUP/NAME ...]"""
+
+import json
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from threading import Event
+
+import click
+
+from experiments.measures import MEASURES
+from experiments.registry import GROUPS, RUNS, Run
+from rcmha_lite.cache import write_whole
+from rcmha_lite.checkpoint import load_model
+from rcmha_lite.config import Config
+from rcmha_lite.data import load_tiny_shakespeare
+from rcmha_lite.training import train
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "experiments/results"
+FOLDERS = ROOT / "runs/experiments"
+
+
+def result_file(run: Run) -> Path:
+    return RESULTS / f"{run}.json"
+
+
+def is_done(run: Run) -> bool:
+    """Whether the run's results are there, from the configuration that the registry asks for."""
+    file = result_file(run)
+    if not file.is_file():
+        return False
+    return Config(**json.loads(file.read_text(encoding="utf-8"))["config"]) == run.config
+
+
+def carry_out(run: Run, side_by_side: int) -> None:
+    """Train, or go on with, one run; measure it; write its results."""
+    text, folder = load_tiny_shakespeare(), FOLDERS / str(run)
+    results = train(run.config, folder, text=text, progress=False)
+    model = load_model(folder)
+    results["measures"] = {name: MEASURES[name](model, text) for name in run.measures}
+    results["manifest"]["runs_side_by_side"] = side_by_side
+    file = result_file(run)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(file, (json.dumps(results) + "\n").encode())
+
+
+def in_a_process(run: Run, jobs: int, stopped: Event) -> bool:
+    """The run in a process of its own with its share of the cores; whether it ended well."""
+    if stopped.is_set():
+        return False
+    threads = str(max(1, (os.cpu_count() or 1) // jobs))
+    command = [sys.executable, "-m", "experiments", "--here", str(jobs), str(run)]
+    done = subprocess.run(command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": threads}, check=False)
+    if done.returncode:
+        stopped.set()
+    click.echo(f"{run}: {'done' if not done.returncode else f'ended with {done.returncode}'}")
+    return not done.returncode
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("names", nargs=-1)
+@click.option(
+    "--jobs", default=2, show_default=True, type=click.IntRange(1), help="runs side by side, sharing the cores"
+)
+@click.option("--list", "listing", is_flag=True, help="say what is done and what is missing, and run nothing")
+@click.option("--here", type=int, hidden=True)
+def main(names: tuple[str, ...], jobs: int, listing: bool, here: int | None) -> None:
+    """Run the experiments that are missing (all, a GROUP, or a GROUP/NAME); the same command resumes them."""
+    for name in names:
+        if name not in GROUPS and name not in RUNS:
+            raise click.UsageError(f"no group or run {name!r}; the groups are {', '.join(GROUPS)}")
+    if here:
+        carry_out(RUNS[names[0]], here)
+        return
+    wanted = [run for run in RUNS.values() if not names or run.group in names or str(run) in names]
+    missing = [run for run in wanted if not is_done(run)]
+    if listing:
+        for group in dict.fromkeys(run.group for run in wanted):
+            runs = [run for run in wanted if run.group == group]
+            click.echo(f"{group}: {sum(run not in missing for run in runs)} of {len(runs)} done")
+        return
+    click.echo(f"{len(missing)} of {len(wanted)} runs are missing")
+    stopped = Event()
+    with ThreadPoolExecutor(jobs) as pool:
+        ended = list(pool.map(lambda run: in_a_process(run, jobs, stopped), missing))
+    sys.exit(0 if all(ended) else 1)
+
+
+if __name__ == "__main__":
+    main()

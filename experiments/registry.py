@@ -1,0 +1,88 @@
+"""Every training run behind the book's claims, declared: name → configuration and what to measure at its end."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from rcmha_lite.config import CELLS, PRESETS, Config
+
+SEEDS = range(8)
+
+BASE = PRESETS["laptop"].replace(
+    d_model=160, n_heads=5, d_ff=640, context=128, window=128, dropout=0.0, device="cpu",
+    steps=500, eval_every=50, checkpoint_every=250,
+)  # fmt: skip
+"""The laptop preset, smaller and shorter: about 2.5 minutes of one core. Every comparison below changes this."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run: ``group/name``, its configuration, and the measures taken of the trained model."""
+
+    group: str
+    name: str
+    config: Config
+    measures: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return f"{self.group}/{self.name}"
+
+
+def ablation() -> Iterator[Run]:
+    """Position × convolution × activation, all eight, eight paired seeds."""
+    for seed in SEEDS:
+        for cell, changes in CELLS.items():
+            for activation in ("relu", "relu2"):
+                config = BASE.replace(**changes, activation=activation, seed=seed)
+                yield Run("ablation", f"{cell}-{activation}-{seed}", config, ("unseen", "lengths", "taps", "heads"))
+
+
+def parts() -> Iterator[Run]:
+    """Which part of the convolution or the encoding matters: RCMHA with one choice changed."""
+    choices: dict[str, dict[str, Any]] = {
+        **{f"kernel-{size}": {"kernel_size": size} for size in (1, 2, 5, 9)},
+        **{f"convolve-{names}": {"convolve": names} for names in ("q", "k", "v", "qk", "qv", "kv")},
+        "kernels-separate": {"shared_kernels": False},
+        "init-primer": {"kernel_init": "primer"},
+        "init-pytorch": {"kernel_init": "pytorch"},
+        **{f"position-{name}": {"position": name} for name in ("none", "absolute-learned", "relative-learned")},
+    }
+    for seed in SEEDS:
+        for name, changes in choices.items():
+            yield Run("parts", f"{name}-{seed}", BASE.replace(**changes, seed=seed))
+
+
+def regimes() -> Iterator[Run]:
+    """Where convolution and squared ReLU might pay: depth, optimiser, few steps or many; beside them, RMHA and ReLU."""
+    regimes: dict[str, dict[str, Any]] = {
+        "layers-1": {"layers": 1},
+        "layers-2": {"layers": 2},
+        "adamw": {"optimizer": "adamw"},
+        "steps-125": {"steps": 125, "eval_every": 25},
+        "steps-2000": {"steps": 2000, "eval_every": 200},
+    }
+    cells: dict[str, dict[str, Any]] = {
+        "rcmha-relu2": {},
+        "rmha-relu2": {"kernel_size": 0},
+        "rcmha-relu": {"activation": "relu"},
+    }
+    for seed in SEEDS[:4]:
+        for regime, setting in regimes.items():
+            for cell, changes in cells.items():
+                yield Run("regimes", f"{regime}-{cell}-{seed}", BASE.replace(**setting, **changes, seed=seed))
+
+
+def paper() -> Iterator[Run]:
+    """The public code's settings, the four cells. Without relative positions there are none, as in its model."""
+    for cell, changes in {
+        "rmha": {"kernel_size": 0},
+        "rcmha": {},
+        "mha": {"position": "none", "kernel_size": 0},
+        "mdha": {"position": "none"},
+    }.items():
+        yield Run("paper", cell, PRESETS["paper"].replace(**changes, device="cpu"))
+
+
+GROUPS = {f.__name__: f for f in (ablation, parts, regimes, paper)}
+
+RUNS = {str(run): run for group in GROUPS.values() for run in group()}
