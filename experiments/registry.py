@@ -74,12 +74,13 @@ def regimes() -> Iterator[Run]:
 
 def paper() -> Iterator[Run]:
     """The public code's settings, the four cells. Without relative positions there are none, as in its model."""
-    for cell, changes in {
+    cells: dict[str, dict[str, Any]] = {
         "rmha": {"kernel_size": 0},
         "rcmha": {},
         "mha": {"position": "none", "kernel_size": 0},
         "mdha": {"position": "none"},
-    }.items():
+    }
+    for cell, changes in cells.items():
         yield Run("paper", cell, PRESETS["paper"].replace(**changes, device="cpu"))
 
 

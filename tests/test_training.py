@@ -120,17 +120,19 @@ def test_killed_at_any_moment_and_resumed_equals_never_stopped(tmp_path, launch)
 
 
 def checkpoint_step(out: Path) -> int:
-    """The step of the checkpoint on disk: a file that is never seen in part."""
+    """The step of the checkpoint on disk: a file that is never seen in part. Its header is read, and no more."""
     if not (out / checkpoint.TRAINING).exists():
         return 0
-    return json.loads(checkpoint._read(out / checkpoint.TRAINING)[1]["state"])["step"]
+    with (out / checkpoint.TRAINING).open("rb") as file:
+        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+    return json.loads(header["__metadata__"]["state"])["step"]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="the launcher of several processes is not built for Windows")
 @pytest.mark.parametrize("config", [FAST, MEMORY])
 def test_two_processes_give_the_losses_of_one(tmp_path, launch, config):
     device = "cpu" if torch.cuda.is_available() else "auto"
-    config = config.replace(dropout=0.0, eval_every=1, device=device)
+    config = config.replace(dropout=0.0, eval_every=1, device=device, optimizer="adamw")  # Muon rounds to bfloat16
     train(config, tmp_path / "one", text=TEXT, progress=False)
     two = launch(config, tmp_path / "two", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
     assert two.wait(timeout=300) == 0, (tmp_path / "errors").read_text()
@@ -178,11 +180,11 @@ def test_a_foreign_checkpoint_is_refused(tmp_path):
 
 
 def test_accumulation_equals_one_batch(tmp_path):
-    config = FAST.replace(dropout=0.0)
+    config = FAST.replace(dropout=0.0, optimizer="adamw")  # Muon rounds to bfloat16
     curves = [
         train(config.replace(accumulate=n), tmp_path / str(n), text=TEXT, progress=False)["curve"] for n in (1, 4)
     ]
-    assert curves[0][-1] == pytest.approx(curves[1][-1], abs=1e-4)
+    assert curves[0][-1] == pytest.approx(curves[1][-1], abs=2e-5)
 
 
 def test_results_are_those_of_the_saved_weights_and_say_where_they_are_from(tmp_path):
