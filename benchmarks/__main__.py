@@ -20,7 +20,7 @@ from rcmha_lite.attention import attention, fused_attention
 from rcmha_lite.cache import write_whole
 from rcmha_lite.config import CELLS, PRESETS, Config
 from rcmha_lite.manifest import manifest
-from rcmha_lite.model import LanguageModel, Memory
+from rcmha_lite.model import LanguageModel, Memory, squared_relu
 from rcmha_lite.positions import factorise, shift, sinusoids
 from rcmha_lite.training import build_optimizers
 
@@ -171,35 +171,94 @@ def generation() -> dict[str, Any]:
     return found
 
 
-def training_step(config: Config, half: bool) -> Callable[[], None]:
+def training_step(config: Config, *, half: bool = True, compiled: bool = False) -> Callable[[], None]:
     torch.manual_seed(0)
     model = LanguageModel(config)
     optimizers = build_optimizers(model, config)
+    forward = torch.compile(model) if compiled else model
     ids = torch.randint(config.vocabulary, (config.batch, config.context + 1))
 
     def step() -> None:
         with torch.autocast("cpu", torch.bfloat16, enabled=half):
-            logits, _ = model(ids[:, :-1])
+            logits, _ = forward(ids[:, :-1])
         F.cross_entropy(logits.float().flatten(0, 1), ids[:, 1:].flatten()).backward()
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad()
 
+    step()  # compiles, where it is compiled
     return step
 
 
+def parameters(config: Config) -> int:
+    return sum(p.numel() for p in LanguageModel(config).parameters())
+
+
 def cells() -> dict[str, Any]:
-    """A training step of each cell / of MHA, same widths, 256 positions; and float32 / bfloat16 for RCMHA."""
+    """A training step over 16 × 256 characters: cells / MHA at equal widths and at equal parameters; precision; compiler."""
     base = PRESETS["laptop"].replace(context=256, batch=16)
+    width_of_one = base.layers * (2 * base.d_model + 1)  # parameters that one more channel of d_ff brings
+    narrow = {cell: base.replace(**changes) for cell, changes in CELLS.items()}
+    missing = {cell: parameters(base) - parameters(config) for cell, config in narrow.items()}
+    equal = {c: narrow[c].replace(d_ff=base.d_ff + round(missing[c] / width_of_one)) for c in narrow}
     found: dict[str, Any] = {}
-    for cell in ("mdha", "rmha", "rcmha"):
-        pair = (training_step(base.replace(**CELLS[name]), True) for name in ("mha", cell))
-        found[f"{cell} / mha, bfloat16"] = in_turn(*pair, rounds=7)
-    found["rcmha, float32 / bfloat16"] = in_turn(*(training_step(base, half) for half in (True, False)), rounds=7)
+    for kind, configs in (("equal widths", narrow), ("equal parameters", equal)):
+        for cell in ("mdha", "rmha", "rcmha"):
+            pair = (training_step(configs[name]) for name in ("mha", cell))
+            counts = [parameters(configs[name]) for name in ("mha", cell)]
+            found[f"{cell} / mha, {kind}"] = in_turn(*pair, rounds=7) | {"parameters": counts}
+    half = training_step(base)
+    found["rcmha, float32 / bfloat16"] = in_turn(half, training_step(base, half=False), rounds=7)
+    found["rcmha, eager / compiled, bfloat16"] = in_turn(training_step(base, compiled=True), half, rounds=7)
+    for result in found.values():
+        characters = base.batch * base.context
+        result["characters_per_second"] = [1000 * characters / ms for ms in result["milliseconds"]]
     return found
 
 
-BENCHMARKS = {f.__name__: f for f in (paper_step, relative_attention, generation, cells)}
+def parts() -> dict[str, Any]:
+    """Forward and backward of each part of a block of the `laptop` preset in float32, in turn with this machine's rates."""
+    config = PRESETS["laptop"]
+    batch, time, d = config.batch, config.context, config.d_model
+    torch.manual_seed(0)
+    block = LanguageModel(config).blocks[0]
+    x, wide = torch.randn(batch, time, d), torch.randn(batch, time, 3 * d)
+    inner = torch.randn(batch, time, config.d_ff)
+    width = config.d_model // config.n_heads + config.d_position
+    q, k, v = (torch.randn(batch, config.n_heads, time, n) for n in (width, width, d // config.n_heads))
+    work: dict[str, tuple[Callable[..., Tensor], tuple[Tensor, ...]]] = {
+        "norm": (block.attention_norm, (x,)),
+        "project q, k, v": (nn.Linear(d, 3 * d), (x,)),
+        "convolve": (block.attention.convolution, (wide,)),
+        "attend": (partial(fused_attention, scale=1.0), (q, k, v)),
+        "project the output": (block.attention.output, (x,)),
+        "feed forward, in": (block.feed_forward.input, (x,)),
+        "squared ReLU": (squared_relu, (inner,)),
+        "feed forward, out": (block.feed_forward.output, (inner,)),
+    }
+    steps = {name: differentiated(compute, inputs) for name, (compute, inputs) in work.items()}
+    square, large, one = torch.randn(2048, 2048), torch.randn(2**26), torch.zeros(1)
+    copy = torch.empty_like(large)
+    steps["rate: 2048 × 2048 matrix product"] = lambda: square @ square
+    steps["rate: copy of 256 MiB"] = lambda: copy.copy_(large)
+    steps["rate: one number plus one"] = lambda: one + 1
+    timers = {name: Timer("f()", globals={"f": f}, num_threads=torch.get_num_threads()) for name, f in steps.items()}
+    rounds: list[dict[str, float]] = []
+    for _ in range(9):
+        rounds.append({name: 1000 * timer.blocked_autorange(min_run_time=0.1).median for name, timer in timers.items()})
+    milliseconds = {name: [one_round[name] for one_round in rounds] for name in steps}
+    return {n: {"median": statistics.median(ms), "min": min(ms), "max": max(ms)} for n, ms in milliseconds.items()}
+
+
+def differentiated(compute: Callable[..., Tensor], inputs: tuple[Tensor, ...]) -> Callable[[], Any]:
+    """Forward and backward of ``compute``, to its inputs and to its parameters."""
+    inputs = tuple(x.requires_grad_() for x in inputs)
+    weights = [p for p in compute.parameters() if p.requires_grad] if isinstance(compute, nn.Module) else []
+    cotangent = torch.randn_like(compute(*inputs))
+    return lambda: torch.autograd.grad(compute(*inputs), [*inputs, *weights], cotangent)
+
+
+BENCHMARKS = {f.__name__: f for f in (paper_step, relative_attention, generation, cells, parts)}
 
 
 def main() -> None:

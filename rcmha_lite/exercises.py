@@ -86,17 +86,29 @@ def check_convolution(convolve: Callable[[Tensor, Tensor], Tensor]) -> str:
     return "Right: each channel sees its own past, and the last tap the present."
 
 
-def check_shift(shift: Callable[[Tensor], Tensor]) -> str:
-    """``shift(by_distance)`` turns columns δ of ``[time, time]`` into columns j = i − δ, for every j ≤ i."""
+def check_shift(shift: Callable[[Tensor], Tensor], *, memory: int = 0) -> str:
+    """``shift(by_distance)`` turns columns δ of ``[time, memory + time]`` into columns j, δ = memory + i − j ≥ 0."""
     for time in (1, 2, 6):
-        by_distance = random(time, time)
+        by_distance = random(time, memory + time)
         yours = shift(by_distance)
-        assert yours.shape == by_distance.shape, f"expected {time} × {time}, found {tuple(yours.shape)}"
+        expected = tuple(by_distance.shape)
+        assert yours.shape == expected, f"expected shape {expected}, found {tuple(yours.shape)}"
         for i in range(time):
-            for j in range(i + 1):
-                where = f"row {i}, column {j} must hold distance {i - j}"
-                assert yours[i, j] == by_distance[i, i - j], where
+            for j in range(memory + i + 1):
+                delta = memory + i - j
+                assert yours[i, j] == by_distance[i, delta], f"row {i}, column {j} must hold distance {delta}"
     return "Right: every score sits under its key."
+
+
+def check_factors(phi: Callable[[Tensor, Tensor], Tensor]) -> str:
+    """``phi(a, i)``, ``[time, 2]`` and angles ``[time]``: row·(sin j, cos j) = a_s sin(i − j) + a_c cos(i − j)."""
+    a, i, j = random(7, 2), random(7, seed=1), random(5, seed=2)
+    delta = i[:, None] - j
+    expected = a[:, :1] * delta.sin() + a[:, 1:] * delta.cos()
+    yours = phi(a, i)
+    assert yours.shape == a.shape, f"expected shape {tuple(a.shape)}, found {tuple(yours.shape)}"
+    assert_same(yours @ torch.stack((j.sin(), j.cos())), expected, "scores of 7 queries and 5 keys")
+    return "Right: what knows i stands on one side, what knows j on the other."
 
 
 def check_squared_relu(activation: Callable[[Tensor], Tensor]) -> str:

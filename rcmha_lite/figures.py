@@ -34,9 +34,15 @@ def lines(
     *,
     level: tuple[str, float] | None = None,
     markers: bool = True,
+    log: str = "",
 ) -> Figure:
-    """Curves over ``x``, named at their ends, and a dashed line at a reference ``level``."""
+    """Curves over ``x``, and a dashed line at a reference ``level``; ``log`` names the logarithmic axes, as "xy"."""
     figure, axes = panel(title, x_label, y_label)
+    if "x" in log:
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(x, [f"{value:g}" for value in x])
+    if "y" in log:
+        axes.set_yscale("log")
     for (name, y), colour in zip(curves.items(), CYCLE, strict=False):
         axes.plot(x, y, color=colour, marker="o" if markers else None, markersize=4, label=name)
     if level:

@@ -29,6 +29,10 @@ def convolve(x, taps):
 shift = positions.shift
 
 
+def factors(a, i):
+    return positions.factorise(a, torch.stack((i.sin(), i.cos()), dim=1))
+
+
 def running_mean(x):
     return x.cumsum(1) / torch.arange(1, x.shape[1] + 1)[:, None]
 
@@ -41,6 +45,8 @@ RIGHT = [
     (exercises.check_causal, attention.mha(16, 2).double()),
     (exercises.check_convolution, convolve),
     (exercises.check_shift, shift),
+    (lambda yours: exercises.check_shift(yours, memory=3), shift),
+    (exercises.check_factors, factors),
     (exercises.check_squared_relu, squared_relu),
     (exercises.check_temperature, lambda z, t: generation.next_probabilities(z, temperature=t)),
 ]
@@ -67,6 +73,12 @@ WRONG = {
     "shift: transposed": (exercises.check_shift, lambda s: shift(s).T),
     "shift: one off": (exercises.check_shift, lambda s: shift(s).roll(1, 1)),
     "shift: none": (exercises.check_shift, lambda s: s),
+    "shift behind a memory: as without": (
+        lambda yours: exercises.check_shift(yours, memory=3),
+        lambda s: F.pad(s.flip(1), (1, 0)).flatten()[s.shape[1] :][: s.numel()].view(s.shape[0], -1),
+    ),
+    "factors: a itself": (exercises.check_factors, lambda a, i: a),
+    "factors: turned the wrong way": (exercises.check_factors, lambda a, i: factors(a, -i)),
     "squared ReLU: x²": (exercises.check_squared_relu, torch.square),
     "squared ReLU: ReLU": (exercises.check_squared_relu, torch.relu),
     "temperature: multiplied": (exercises.check_temperature, lambda z, t: (z * t).softmax(-1)),

@@ -20,6 +20,14 @@ def test_lines_hold_the_data_and_the_level():
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["a", "b", "bar"]
 
 
+@pytest.mark.parametrize(("log", "scales"), [("", ("linear", "linear")), ("y", ("linear", "log")), ("xy", ("log", "log"))])
+def test_lines_on_logarithmic_axes(log, scales):
+    axes = figures.lines("finding", "x", "y", [64, 128], {"a": [3, 4]}, log=log).axes[0]
+    assert (axes.get_xscale(), axes.get_yscale()) == scales
+    if "x" in log:
+        assert [tick.get_text() for tick in axes.get_xticklabels()] == ["64", "128"]
+
+
 def test_matrices_share_one_scale_centred_on_zero():
     figure = figures.matrices("finding", {"a": np.eye(2), "b": -3 * np.eye(2)}, x="x", y="y", ticks="cd")
     images = [axes.images[0] for axes in figure.axes[:2]]
