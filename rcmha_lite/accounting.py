@@ -1,4 +1,4 @@
-"""What a model costs: parameters by part, and the floating-point operations of a pass."""
+"""What a model costs: parameters by part, floating-point operations, bytes kept for backward, memory on a GPU."""
 
 from collections.abc import Callable, Iterable
 
@@ -70,6 +70,15 @@ def saved_bytes(run: Callable[[], Tensor], *, but_not: Iterable[Tensor] = ()) ->
     if not result.requires_grad:
         raise ValueError("nothing is kept: no input of the computation requires a gradient")
     return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+
+
+def peak_cuda_bytes(run: Callable[[], object]) -> int:
+    """The most memory that PyTorch's tensors took on the GPU during ``run()``. RuntimeError without a GPU."""
+    if not torch.cuda.is_available():
+        raise RuntimeError("there is no CUDA device: on a CPU see saved_bytes, and manifest.process_cost")
+    torch.cuda.reset_peak_memory_stats()
+    run()
+    return torch.cuda.max_memory_allocated()
 
 
 def relative_attention_saved_bytes(batch: int, heads: int, time: int, d_head: int, d_position: int) -> int:

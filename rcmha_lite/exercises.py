@@ -10,6 +10,10 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
+from rcmha_lite.accounting import flops
+from rcmha_lite.config import CELLS, PRESETS, Config
+from rcmha_lite.model import LanguageModel
+
 Attend = Callable[[Tensor], Tensor]
 
 
@@ -109,6 +113,18 @@ def check_factors(phi: Callable[[Tensor, Tensor], Tensor]) -> str:
     assert yours.shape == a.shape, f"expected shape {tuple(a.shape)}, found {tuple(yours.shape)}"
     assert_same(yours @ torch.stack((j.sin(), j.cos())), expected, "scores of 7 queries and 5 keys")
     return "Right: what knows i stands on one side, what knows j on the other."
+
+
+def check_flops(count: Callable[[Config, int], float]) -> str:
+    """``count(config, time)`` is within half a per cent of PyTorch's count of a forward pass, in every cell."""
+    for cell, changes in CELLS.items():
+        for time in (16, 128):
+            config = PRESETS["laptop"].replace(**changes, window=128)
+            expected = flops(LanguageModel(config), torch.zeros(1, time, dtype=torch.long))
+            found = count(config, time)
+            what = f"{cell} over {time} characters: expected {expected:,} within half a per cent, you counted {found:,}"
+            assert abs(found - expected) <= 0.005 * expected, what
+    return "Right: the pencil and PyTorch's counter agree on all four cells."
 
 
 def check_squared_relu(activation: Callable[[Tensor], Tensor]) -> str:

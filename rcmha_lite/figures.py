@@ -95,6 +95,20 @@ def shares(title: str, x_label: str, parts: Mapping[str, float], *, form: str = 
     return figure
 
 
+def compared(title: str, x_label: str, series: Mapping[str, Mapping[str, float]]) -> Figure:
+    """Horizontal bars side by side for each part, one of every series."""
+    parts = list(next(iter(series.values())))
+    figure, axes = panel(title, x_label, "", size=(7.0, 0.8 + 0.45 * len(parts)))
+    height = 0.8 / len(series)
+    for n, ((name, values), colour) in enumerate(zip(series.items(), CYCLE, strict=False)):
+        places = [place + (n - (len(series) - 1) / 2) * height for place in range(len(parts))]
+        axes.barh(places, [values[part] for part in parts], height, color=colour, label=name)
+    axes.set_yticks(range(len(parts)), parts)
+    axes.invert_yaxis()
+    axes.legend(frameon=False)
+    return figure
+
+
 def learning_curve(title: str, results: Mapping[str, Any], levels: Mapping[str, float]) -> Figure:
     """Training and validation loss of a run over the characters it has read, with reference levels."""
     curve, config = results["curve"], results["config"]

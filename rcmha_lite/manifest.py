@@ -67,9 +67,17 @@ def process_cost() -> ProcessCost:
     """The cost of this process, a notebook's kernel for instance, up to now."""
     process = psutil.Process()
     memory = process.memory_info()
-    peak = getattr(memory, "peak_wset", 0)  # Windows
-    if not peak:
-        import resource
+    return ProcessCost(time.time() - process.create_time(), max(_peak_bytes(memory), memory.rss))
 
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    return ProcessCost(time.time() - process.create_time(), max(peak, memory.rss))
+
+def _peak_bytes(memory: Any) -> int:
+    try:  # Linux; getrusage would count the parent's memory at the time of the fork
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
+    except (OSError, StopIteration):
+        pass
+    if sys.platform == "win32":
+        return int(memory.peak_wset)
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

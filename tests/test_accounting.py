@@ -1,10 +1,19 @@
 """Parameters and operations against formulas written out by hand."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 
 from benchmarks.__main__ import public_step, relative_pair
-from rcmha_lite.accounting import flops, parameters_by_part, relative_attention_saved_bytes, saved_bytes
+from rcmha_lite.accounting import (
+    flops,
+    parameters_by_part,
+    peak_cuda_bytes,
+    relative_attention_saved_bytes,
+    saved_bytes,
+)
 from rcmha_lite.config import CELLS, PRESETS
 from rcmha_lite.model import LanguageModel
 
@@ -89,3 +98,22 @@ def test_paper_preset_trains_like_the_transcription_of_the_public_code():
     ours, theirs = public_step(torch.float64)
     for _ in range(10):
         assert ours() == pytest.approx(theirs(), abs=1e-6)
+
+
+def test_peak_of_a_process_is_its_own():
+    """A child of a large parent does not report the parent's memory as its own."""
+    large = bytearray(b"x" * 2**29)
+    code = "from rcmha_lite.manifest import process_cost; print(process_cost().peak_bytes)"
+    before, after = (int(subprocess.check_output([sys.executable, "-c", code])) for large in (large, None))
+    assert abs(before - after) < 2**27
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_peak_memory_of_a_gpu_holds_what_was_allocated():
+    assert peak_cuda_bytes(lambda: torch.zeros(2**20, device="cuda")) >= 2**22
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_peak_memory_of_a_gpu_needs_one():
+    with pytest.raises(RuntimeError, match="no CUDA device: on a CPU see saved_bytes"):
+        peak_cuda_bytes(lambda: None)

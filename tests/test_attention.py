@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from rcmha_lite import attention, exercises, positions
 from rcmha_lite.attention import MultiHeadAttention, attention_weights, fused_attention, mdha, mha, rcmha, rmha
 from rcmha_lite.convolution import HeadConvolution
+from rcmha_lite.positions import factorise, shift, sinusoids
 
 CELLS = {
     "mha": lambda: mha(16, 4),
@@ -91,6 +92,23 @@ def test_fused_bfloat16_is_close_forward_and_backward(queries, keys):
     gradients = [torch.autograd.grad(y.square().sum(), t) for y, t in zip(outputs, (exact, rough), strict=True)]
     for a, b in zip((outputs[0], *gradients[0]), (outputs[1], *gradients[1]), strict=True):
         assert (a - b.double()).abs().max() < 0.02 * a.abs().max()
+
+
+@pytest.mark.parametrize("time", [16, 256, 2048])
+def test_bfloat16_relative_attention_is_within_one_per_cent(time):
+    """Outputs and gradients against the explicit shift in float64, from the same inputs; relative in norm."""
+    rough = [exercises.random(1, 2, time, 32, seed=s).bfloat16().requires_grad_() for s in range(4)]
+    exact = [t.detach().double().requires_grad_() for t in rough]
+    waves, upstream = sinusoids(torch.arange(time), 32), exercises.random(1, 2, time, 32, seed=9)
+    q, k, v, a = exact
+    expected = attention.attention(q, k, v, shift(a @ waves.T), scale=0.2)
+    q, k, v, a = rough
+    waves = waves.bfloat16()
+    q, k = torch.cat((q, factorise(a, waves)), dim=-1), torch.cat((k, waves.expand_as(k)), dim=-1)
+    found = fused_attention(q, k, v, scale=0.2)
+    gradients = torch.autograd.grad(expected, exact, upstream), torch.autograd.grad(found, rough, upstream.bfloat16())
+    for right, close in zip((expected, *gradients[0]), (found, *gradients[1]), strict=True):
+        assert (close.double() - right).norm() < 0.01 * right.norm()
 
 
 def test_scaled_dot_product_attention_agrees():

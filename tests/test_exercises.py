@@ -8,7 +8,8 @@ import torch
 from torch.nn import functional as F
 
 from rcmha_lite import attention, convolution, exercises, generation, positions
-from rcmha_lite.model import squared_relu
+from rcmha_lite.accounting import flops
+from rcmha_lite.model import LanguageModel, squared_relu
 
 
 def bigram(text):
@@ -33,6 +34,10 @@ def factors(a, i):
     return positions.factorise(a, torch.stack((i.sin(), i.cos()), dim=1))
 
 
+def counted(config, time):
+    return flops(LanguageModel(config), torch.zeros(1, time, dtype=torch.long))
+
+
 def running_mean(x):
     return x.cumsum(1) / torch.arange(1, x.shape[1] + 1)[:, None]
 
@@ -48,6 +53,7 @@ RIGHT = [
     (lambda yours: exercises.check_shift(yours, memory=3), shift),
     (exercises.check_factors, factors),
     (exercises.check_squared_relu, squared_relu),
+    (exercises.check_flops, counted),
     (exercises.check_temperature, lambda z, t: generation.next_probabilities(z, temperature=t)),
 ]
 
@@ -79,6 +85,10 @@ WRONG = {
     ),
     "factors: a itself": (exercises.check_factors, lambda a, i: a),
     "factors: turned the wrong way": (exercises.check_factors, lambda a, i: factors(a, -i)),
+    "flops: relative positions forgotten": (
+        exercises.check_flops,
+        lambda config, time: counted(config.replace(position="absolute-sinusoidal", window=128), time),
+    ),
     "squared ReLU: x²": (exercises.check_squared_relu, torch.square),
     "squared ReLU: ReLU": (exercises.check_squared_relu, torch.relu),
     "temperature: multiplied": (exercises.check_temperature, lambda z, t: (z * t).softmax(-1)),

@@ -20,7 +20,9 @@ def test_lines_hold_the_data_and_the_level():
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["a", "b", "bar"]
 
 
-@pytest.mark.parametrize(("log", "scales"), [("", ("linear", "linear")), ("y", ("linear", "log")), ("xy", ("log", "log"))])
+@pytest.mark.parametrize(
+    ("log", "scales"), [("", ("linear", "linear")), ("y", ("linear", "log")), ("xy", ("log", "log"))]
+)
 def test_lines_on_logarithmic_axes(log, scales):
     axes = figures.lines("finding", "x", "y", [64, 128], {"a": [3, 4]}, log=log).axes[0]
     assert (axes.get_xscale(), axes.get_yscale()) == scales
@@ -39,6 +41,12 @@ def test_shares_write_their_values():
     axes = figures.shares("finding", "x", {"a": 1234, "b": 5}).axes[0]
     assert [bar.get_width() for bar in axes.patches] == [1234, 5]
     assert "1,234" in axes.texts[0].get_text()
+
+
+def test_compared_bars_stand_in_pairs():
+    axes = figures.compared("finding", "x", {"one": {"a": 1, "b": 2}, "two": {"a": 3, "b": 4}}).axes[0]
+    assert [bar.get_width() for bar in axes.patches] == [1, 2, 3, 4]
+    assert [round(bar.get_y() + bar.get_height() / 2, 6) for bar in axes.patches] == [-0.2, 0.8, 0.2, 1.2]
 
 
 def test_learning_curve_counts_characters():
