@@ -267,7 +267,7 @@ def memory() -> dict[str, Any]:
     for cell, changes in CELLS.items():
         kept, resident = {}, {}
         for context in (128, 256, 512, 1024, 2048):
-            config = PRESETS["laptop"].replace(**changes, context=context, batch=4, dropout=0.0)
+            config = PRESETS["laptop"].replace(**changes, context=context, window=context, batch=4, dropout=0.0)
             kept[context] = saved_bytes(partial(model_loss, *model_and_ids(config)))
             resident[context] = in_a_fresh_process(resident_bytes, config)
         found["kept for backward"][cell], found["resident"][cell] = kept, resident

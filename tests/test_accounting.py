@@ -102,10 +102,9 @@ def test_paper_preset_trains_like_the_transcription_of_the_public_code():
 
 def test_peak_of_a_process_is_its_own():
     """A child of a large parent does not report the parent's memory as its own."""
-    large = bytearray(b"x" * 2**29)
+    large = bytearray(b"x" * 2**30)
     code = "from rcmha_lite.manifest import process_cost; print(process_cost().peak_bytes)"
-    before, after = (int(subprocess.check_output([sys.executable, "-c", code])) for large in (large, None))
-    assert abs(before - after) < 2**27
+    assert 2**20 < int(subprocess.check_output([sys.executable, "-c", code])) < len(large)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
