@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 
-from benchmarks.__main__ import public_step, relative_pair
+from benchmarks.times import public_step, relative_pair
 from rcmha_lite.accounting import (
     flops,
     parameters_by_part,
