@@ -174,9 +174,13 @@ class MultiHeadAttention(nn.Module):
         return projected, projected if self.convolution is None else self.convolution(projected, projections, history)
 
     def heads(
-        self, context: Float[Tensor, "batch time d_model"], queries: int, cache: AttentionCache | None = None
+        self,
+        context: Float[Tensor, "batch time d_model"],
+        queries: int | None = None,
+        cache: AttentionCache | None = None,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        """Queries, keys, values and score bias of every head, positions included; the cache moves on."""
+        """The last ``queries`` queries (None: all), keys, values and score bias of every head; the cache moves on."""
+        queries = context.shape[1] if queries is None else queries
         if queries < context.shape[1] and self.fresh_queries:
             q, kv = self.project(last(context, queries), "q")[1], self.project(context, "kv")[1]
             parts = [q, *kv.chunk(2, dim=-1)]
