@@ -10,16 +10,16 @@ from threading import Event
 
 import click
 
+from experiments import induction
 from experiments.measures import MEASURES
 from experiments.registry import GROUPS, RUNS, Run
+from experiments.results import RESULTS, ROOT
 from rcmha_lite.cache import write_whole
 from rcmha_lite.checkpoint import load_model
 from rcmha_lite.config import Config
 from rcmha_lite.data import load_tiny_shakespeare
 from rcmha_lite.training import train
 
-ROOT = Path(__file__).resolve().parents[1]
-RESULTS = ROOT / "experiments/results"
 FOLDERS = ROOT / "runs/experiments"
 
 
@@ -37,10 +37,13 @@ def is_done(run: Run) -> bool:
 
 def carry_out(run: Run, side_by_side: int) -> None:
     """Train, or go on with, one run; measure it; write its results."""
-    text, folder = load_tiny_shakespeare(), FOLDERS / str(run)
-    results = train(run.config, folder, text=text, progress=False)
-    model = load_model(folder)
-    results["measures"] = {name: MEASURES[name](model, text) for name in run.measures}
+    if run.task == "induction":
+        results = induction.train(run.config)
+    else:
+        text, folder = load_tiny_shakespeare(), FOLDERS / str(run)
+        results = train(run.config, folder, text=text, progress=False)
+        model = load_model(folder)
+        results["measures"] = {name: MEASURES[name](model, text) for name in run.measures}
     results["manifest"]["runs_side_by_side"] = side_by_side
     file = result_file(run)
     file.parent.mkdir(parents=True, exist_ok=True)

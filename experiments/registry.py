@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from rcmha_lite.config import CELLS, PRESETS, Config
 
@@ -17,12 +17,13 @@ BASE = PRESETS["laptop"].replace(
 
 @dataclass(frozen=True)
 class Run:
-    """One training run: ``group/name``, its configuration, and the measures taken of the trained model."""
+    """One training run: ``group/name``, its configuration, the measures taken of the trained model, and its text."""
 
     group: str
     name: str
     config: Config
     measures: tuple[str, ...] = ()
+    task: Literal["tiny-shakespeare", "induction"] = "tiny-shakespeare"
 
     def __str__(self) -> str:
         return f"{self.group}/{self.name}"
@@ -84,6 +85,17 @@ def paper() -> Iterator[Run]:
         yield Run("paper", cell, PRESETS["paper"].replace(**changes, device="cpu"))
 
 
-GROUPS = {f.__name__: f for f in (ablation, parts, regimes, paper)}
+def induction() -> Iterator[Run]:
+    """One layer of each cell on sequences that repeat: who learns to look up what came next last time?"""
+    base = Config(
+        layers=1, d_model=64, n_heads=2, d_ff=128, d_position=32, vocabulary=64, context=64, window=64, batch=32,
+        steps=1500, eval_every=50, optimizer="adamw", precision="float32", device="cpu",
+    )  # fmt: skip
+    for seed in SEEDS:
+        for cell, changes in CELLS.items():
+            yield Run("induction", f"{cell}-{seed}", base.replace(**changes, seed=seed), task="induction")
+
+
+GROUPS = {f.__name__: f for f in (ablation, parts, regimes, paper, induction)}
 
 RUNS = {str(run): run for group in GROUPS.values() for run in group()}

@@ -1,0 +1,164 @@
+"""The registry, the statistics and the results that the evidence stands on."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from experiments import __main__ as command
+from experiments import induction, results
+from experiments.measures import MEASURES
+from experiments.registry import BASE, GROUPS, RUNS, Run, ablation
+from experiments.statistics import factorial_effects, interval
+from rcmha_lite.config import Config
+from rcmha_lite.model import LanguageModel
+
+TINY = {"layers": 1, "d_model": 32, "n_heads": 2, "d_ff": 64, "d_position": 8, "context": 32, "window": 32, "batch": 4}
+FILES = sorted(results.RESULTS.glob("*/*.json"))
+
+
+def test_names_are_unique_and_measures_exist():
+    assert len(RUNS) == sum(len(list(group())) for group in GROUPS.values())
+    assert all(measure in MEASURES for run in RUNS.values() for measure in run.measures)
+
+
+def test_ablation_is_a_paired_factorial():
+    """Eight cells, eight seeds; two runs of one seed differ in the three factors and in nothing else."""
+    runs = list(ablation())
+    varied = {"position", "kernel_size", "activation", "seed"}
+    settings = {tuple(getattr(run.config, f) for f in sorted(varied)) for run in runs}
+    assert len(runs) == len(settings) == 64
+    rest = {tuple((k, v) for k, v in dataclasses.asdict(run.config).items() if k not in varied) for run in runs}
+    assert len(rest) == 1
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: f"{file.parent.name}/{file.stem}")
+def test_results_are_of_the_registry_and_carry_their_manifest(file):
+    found = json.loads(file.read_text(encoding="utf-8"))
+    run = RUNS[f"{file.parent.name}/{file.stem}"]
+    assert Config(**found["config"]) == run.config
+    origin = found["manifest"]
+    assert len(origin["commit"]) == 40
+    assert origin["seed"] == run.config.seed
+    assert {"torch", "processor", "threads", "runs_side_by_side"} <= set(origin)
+    if run.task == "tiny-shakespeare":
+        assert set(found["measures"]) == set(run.measures)
+        assert found["curve"][-1]["step"] == run.config.steps
+        assert found["curve"][-1]["val_loss"] == pytest.approx(found["val_loss"], abs=0.005)
+
+
+def test_interval_by_hand():
+    """Mean 2, s = 1, n = 3: half width t(0.975, 2) / √3 = 4.303 / 1.732."""
+    found = interval([1.0, 2.0, 3.0])
+    assert found.mean == 2
+    assert found.high - found.mean == pytest.approx(4.30265 / 3**0.5, rel=1e-5)
+    assert not found.excludes_zero
+    assert interval([1.0, 2.0, 3.0], comparisons=7).high > found.high
+    with pytest.raises(ValueError, match="give two paired runs or more"):
+        interval([1.0])
+
+
+def test_simultaneous_intervals_cover_what_they_promise():
+    """Seven effects that are all zero: 95 % of repetitions have no interval that leaves zero out."""
+    noise = np.random.default_rng(0).standard_normal((400, 7, 8))
+    clean = sum(not any(interval(row, comparisons=7).excludes_zero for row in rows.tolist()) for rows in noise)
+    assert 0.92 < clean / 400 < 0.99
+
+
+@given(arrays(float, (2, 2, 2), elements=st.floats(-5, 5)))
+@settings(max_examples=25, deadline=None)
+def test_effects_recover_what_went_in(table):
+    """Main effects are differences of means; an interaction, half the difference of differences."""
+    values = {
+        (bool(a), bool(b), bool(c)): (table[a, b, c] + np.arange(3) * 0.1).tolist()
+        for a in (0, 1) for b in (0, 1) for c in (0, 1)
+    }  # fmt: skip
+    found = factorial_effects(values, ("a", "b", "c"))
+    assert len(found) == 7
+    assert found[("a",)].mean == pytest.approx(table[1].mean() - table[0].mean(), abs=1e-9)
+    change = table[1] - table[0]
+    assert found[("a", "c")].mean == pytest.approx((change[:, 1].mean() - change[:, 0].mean()) / 2, abs=1e-9)
+    assert found[("b",)].high - found[("b",)].low < 1e-9  # the pairs differ by a constant, which cancels
+
+
+def test_effects_need_every_cell():
+    with pytest.raises(ValueError, match="give 4 cells with as many runs in each"):
+        factorial_effects({(True, True): [1.0, 2.0]}, ("a", "b"))
+
+
+def test_hand_built_induction_needs_the_convolution():
+    config = next(run.config for run in RUNS.values() if run.task == "induction")
+    assert induction.hand_built_score(config, convolution=True) == 1.0
+    assert induction.hand_built_score(config, convolution=False) == 0.0
+
+
+def test_sequences_repeat_with_periods_of_their_own():
+    config = BASE.replace(vocabulary=64, context=64, window=64)
+    ids = induction.sequences(torch.Generator().manual_seed(0), 50, config)
+    periods = [next(t for t in range(1, 65) if row[t] == row[0]) for row in ids.tolist()]
+    assert len(set(periods)) > 10
+    assert all(torch.equal(row[period:], row[:-period]) for row, period in zip(ids, periods, strict=True))
+
+
+def test_measures_of_a_model():
+    torch.manual_seed(0)
+    model = LanguageModel(Config(**TINY)).eval()
+    profile = torch.tensor(MEASURES["heads"](model, "To be or not to be, " * 3000))
+    assert profile.shape == (1, 2, 16)
+    assert profile.sum(-1).max() < 1
+    taps = MEASURES["taps"](model, "")
+    assert taps["mean"] == [[[0.0, 0.0, 1.0]] * 3]
+    assert MEASURES["taps"](LanguageModel(Config(**TINY, kernel_size=0)), "") is None
+
+
+@pytest.fixture
+def two_runs(tmp_path, monkeypatch):
+    """A registry of two runs, one of each task, that take a second."""
+    config = Config(**TINY, steps=3, eval_every=0, precision="float32", device="cpu")
+    runs = [
+        Run("small", "text", config),
+        Run("small", "lookup", config.replace(vocabulary=64, eval_every=3), task="induction"),
+    ]
+    monkeypatch.setattr(command, "RUNS", {str(run): run for run in runs})
+    monkeypatch.setattr(command, "GROUPS", {"small": None})
+    monkeypatch.setattr(command, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(command, "FOLDERS", tmp_path / "runs")
+    return runs
+
+
+def test_command_runs_what_is_missing_and_nothing_else(two_runs, tmp_path):
+    invoke = CliRunner().invoke
+    for run in two_runs:
+        done = invoke(command.main, [str(run), "--here", "1"], catch_exceptions=False)
+        assert done.exit_code == 0
+        found = json.loads((tmp_path / f"results/{run}.json").read_text())
+        assert Config(**found["config"]) == run.config
+    assert "small: 2 of 2 done" in invoke(command.main, ["--list"]).output
+    assert "0 of 2 runs are missing" in invoke(command.main, ["small"]).output
+    file = tmp_path / "results/small/text.json"
+    found = json.loads(file.read_text())
+    file.write_text(json.dumps(found | {"config": found["config"] | {"steps": 4}}))  # of another configuration
+    assert "small: 1 of 2 done" in invoke(command.main, ["--list"]).output
+
+
+def test_unknown_names_are_refused():
+    refused = CliRunner().invoke(command.main, ["nonsense"])
+    assert refused.exit_code == 2
+    assert "no group or run 'nonsense'; the groups are ablation" in refused.output
+
+
+def test_command_line_lists_every_group():
+    run = subprocess.run(
+        [sys.executable, "-m", "experiments", "--list"],
+        cwd=Path(__file__).parents[1], capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert all(f"{group}: " in run.stdout for group in GROUPS)
