@@ -35,7 +35,7 @@ def test_every_module_says_what_it_is_for_and_has_a_place_in_the_api(module):
 
 def test_readme_shows_the_results_that_are_there():
     text = readme.README.read_text(encoding="utf-8")
-    assert text == readme.with_table(text), "results changed: run python -m tools.readme"
+    assert text == readme.with_tables(text), "results changed: run python -m tools.readme"
 
 
 def test_readme_figure_is_of_these_results():

@@ -1,4 +1,4 @@
-"""The README's results table and figure, made from the results files: python -m tools.readme"""
+"""The README's tables and figure, made from the results files: python -m tools.readme"""
 
 import hashlib
 import json
@@ -11,7 +11,6 @@ from rcmha_lite import figures
 
 ROOT = Path(__file__).resolve().parents[1]
 README, RESULTS, FIGURE = ROOT / "README.md", ROOT / "results/laptop.json", ROOT / "results/laptop.png"
-BEGIN, END = "<!-- results: begin (python -m tools.readme) -->", "<!-- results: end -->"
 
 
 def table() -> str:
@@ -37,10 +36,41 @@ def table() -> str:
     return "\n".join(rows)
 
 
-def with_table(text: str) -> str:
-    """The README with its table made anew."""
-    before, rest = text.split(BEGIN)
-    return f"{before}{BEGIN}\n{table()}\n{END}{rest.split(END)[1]}"
+def speeds() -> str:
+    """What was timed side by side, as a Markdown table."""
+    found = {
+        file.stem: json.loads(file.read_text(encoding="utf-8"))["results"]
+        for file in sorted(ROOT.glob("benchmarks/results/*.json"))
+    }
+    relative, cells, generation = found["relative_attention"]["4096"], found["cells"], found["generation"]
+    kept = relative["saved_bytes"]
+    rows = {
+        "relative attention over 4096 positions, forward and backward: explicit shift / ours": relative,
+        "a training step with the public code's settings: its formulas, transcribed / ours": found["paper_step"],
+        "the next character after 1024: recomputed / cached": generation["1024"],
+        "a cached character at 2048 / at 256": generation["a cached character at 2048 / at 256"],
+        "a training step, RCMHA / MHA, same widths, 256 characters": cells["rcmha / mha, equal widths"],
+        "a training step, RCMHA, float32 / bfloat16": cells["rcmha, float32 / bfloat16"],
+    }
+    table = ["| measured side by side | median ratio | smallest to largest |", "|---|---|---|"]
+    for what, result in rows.items():
+        ratio = result["ratio"]
+        table.append(f"| {what} | **{ratio['median']:.2f}** | {ratio['min']:.2f} to {ratio['max']:.2f} |")
+    table.append(f"| bytes kept for backward there: explicit shift / ours | **{kept[1] / kept[0]:.1f}** | exact |")
+    table.insert(3, table.pop())
+    return "\n".join(table)
+
+
+TABLES = {"results": table, "speeds": speeds}
+
+
+def with_tables(text: str) -> str:
+    """The README with its tables made anew, each between two comments that name it."""
+    for name, make in TABLES.items():
+        begin, end = f"<!-- {name}: begin (python -m tools.readme) -->", f"<!-- {name}: end -->"
+        before, rest = text.split(begin)
+        text = f"{before}{begin}\n{make()}\n{end}{rest.split(end)[1]}"
+    return text
 
 
 def digest() -> str:
@@ -59,4 +89,4 @@ def draw() -> None:
 
 if __name__ == "__main__":
     draw()
-    README.write_text(with_table(README.read_text(encoding="utf-8")), encoding="utf-8")
+    README.write_text(with_tables(README.read_text(encoding="utf-8")), encoding="utf-8")
