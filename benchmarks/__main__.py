@@ -6,14 +6,14 @@ import json
 from pathlib import Path
 
 from benchmarks.memory import memory
-from benchmarks.times import cells, generation, paper_step, parts, relative_attention
+from benchmarks.times import ablation, cells, generation, paper_step, parts, relative_attention
 from rcmha_lite.cache import write_whole
 from rcmha_lite.config import PRESETS
 from rcmha_lite.manifest import manifest
 
 RESULTS = Path(__file__).parent / "results"
 
-BENCHMARKS = {f.__name__: f for f in (paper_step, relative_attention, generation, cells, parts, memory)}
+BENCHMARKS = {f.__name__: f for f in (paper_step, relative_attention, generation, cells, parts, ablation, memory)}
 
 
 def main() -> None:

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from torch.utils.benchmark import Timer
 
 from benchmarks import public_code
+from experiments import registry
 from rcmha_lite.accounting import saved_bytes
 from rcmha_lite.attention import attention, fused_attention
 from rcmha_lite.config import CELLS, PRESETS, Config
@@ -205,6 +206,17 @@ def cells() -> dict[str, Any]:
     for result in found.values():
         characters = base.batch * base.context
         result["characters_per_second"] = [1000 * characters / ms for ms in result["milliseconds"]]
+    return found
+
+
+def ablation() -> dict[str, Any]:
+    """A training step of each of the ablation's eight cells / of MHA with ReLU, on one thread."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    runs = {run.name.removesuffix("-0"): run.config for run in registry.ablation() if run.config.seed == 0}
+    reference = runs.pop("mha-relu")
+    found = {name: in_turn(training_step(reference), training_step(config), rounds=5) for name, config in runs.items()}
+    torch.set_num_threads(threads)
     return found
 
 

@@ -145,3 +145,15 @@ def check_temperature(sample: Callable[[Tensor, float], Tensor]) -> str:
         expected = F.softmax(logits / temperature, dim=0)
         assert_same(sample(logits, temperature), expected, f"probabilities at temperature {temperature}")
     return "Right: low temperatures sharpen, high ones flatten."
+
+
+def check_interval(interval: Callable[[Sequence[float], float], tuple[float, float]]) -> str:
+    """``interval(differences, t)`` is mean ± t · s / √n, with s² the sum of squared deviations over n − 1."""
+    for differences, t, expected in (
+        ([1.0, 3.0], 2.0, (0.0, 4.0)),
+        ([1.0, 2.0, 3.0], 3**0.5, (1.0, 3.0)),
+        ([-2.0, 0.0, 0.0, 2.0], 3**0.5, (-(2**0.5), 2**0.5)),
+    ):
+        found = torch.tensor([float(end) for end in interval(differences, t)])
+        assert_same(found, torch.tensor(expected), f"the ends for {differences} and t = {t:.3f}", 1e-5)
+    return "Right: the mean, give or take t standard errors."

@@ -109,6 +109,19 @@ def compared(title: str, x_label: str, series: Mapping[str, Mapping[str, float]]
     return figure
 
 
+def intervals(title: str, x_label: str, found: Mapping[str, tuple[float, float, float]]) -> Figure:
+    """Means with the ends of their intervals, (mean, low, high), around a line at zero; hollow where zero lies inside."""
+    figure, axes = panel(title, x_label, "", size=(7.0, 0.9 + 0.36 * len(found)))
+    axes.axvline(0, color=GREY, linewidth=1)
+    for place, (mean, low, high) in enumerate(found.values()):
+        settled = low > 0 or high < 0
+        axes.plot([low, high], [place, place], color=BLUE, linewidth=2)
+        axes.plot([mean], [place], "o", color=BLUE, markerfacecolor=BLUE if settled else "white")
+    axes.set_yticks(range(len(found)), list(found))
+    axes.invert_yaxis()
+    return figure
+
+
 def learning_curve(title: str, results: Mapping[str, Any], levels: Mapping[str, float]) -> Figure:
     """Training and validation loss of a run over the characters it has read, with reference levels."""
     curve, config = results["curve"], results["config"]

@@ -1,6 +1,7 @@
 """The reader's checks accept right answers and refuse the usual wrong ones."""
 
 import itertools
+import statistics
 from collections import Counter, defaultdict
 
 import pytest
@@ -38,6 +39,11 @@ def counted(config, time):
     return flops(LanguageModel(config), torch.zeros(1, time, dtype=torch.long))
 
 
+def interval(differences, t):
+    half = t * statistics.stdev(differences) / len(differences) ** 0.5
+    return statistics.mean(differences) - half, statistics.mean(differences) + half
+
+
 def running_mean(x):
     return x.cumsum(1) / torch.arange(1, x.shape[1] + 1)[:, None]
 
@@ -54,6 +60,7 @@ RIGHT = [
     (exercises.check_factors, factors),
     (exercises.check_squared_relu, squared_relu),
     (exercises.check_flops, counted),
+    (exercises.check_interval, interval),
     (exercises.check_temperature, lambda z, t: generation.next_probabilities(z, temperature=t)),
 ]
 
@@ -89,6 +96,8 @@ WRONG = {
         exercises.check_flops,
         lambda config, time: counted(config.replace(position="absolute-sinusoidal", window=128), time),
     ),
+    "interval: divided by n": (exercises.check_interval, lambda x, t: interval(x, t * ((len(x) - 1) / len(x)) ** 0.5)),
+    "interval: of one run, not of the mean": (exercises.check_interval, lambda x, t: interval(x, t * len(x) ** 0.5)),
     "squared ReLU: x²": (exercises.check_squared_relu, torch.square),
     "squared ReLU: ReLU": (exercises.check_squared_relu, torch.relu),
     "temperature: multiplied": (exercises.check_temperature, lambda z, t: (z * t).softmax(-1)),

@@ -49,6 +49,14 @@ def test_compared_bars_stand_in_pairs():
     assert [round(bar.get_y() + bar.get_height() / 2, 6) for bar in axes.patches] == [-0.2, 0.8, 0.2, 1.2]
 
 
+def test_intervals_are_hollow_where_nothing_is_settled():
+    axes = figures.intervals("finding", "x", {"settled": (2, 1, 3), "open": (0.5, -1, 2)}).axes[0]
+    ends, means = axes.lines[1::2], axes.lines[2::2]
+    assert [tuple(line.get_xdata()) for line in ends] == [(1, 3), (-1, 2)]
+    assert [line.get_xdata()[0] for line in means] == [2, 0.5]
+    assert [line.get_markerfacecolor() == "white" for line in means] == [False, True]
+
+
 def test_learning_curve_counts_characters():
     curve = [{"step": s, "train_loss": 3 / s, "val_loss": 4 / s} for s in (10, 20)]
     results = {"curve": curve, "config": {"batch": 100, "context": 1000}}
