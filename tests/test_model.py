@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.nn import functional as F
 
 from rcmha_lite import exercises
 from rcmha_lite.attention import MultiHeadAttention
@@ -117,6 +118,12 @@ def test_tied_embeddings_share_the_weight():
 
 def test_squared_relu():
     exercises.check_squared_relu(squared_relu)
+    x, upstream = exercises.random(3, 50).requires_grad_(), exercises.random(3, 50, seed=1)
+    plain, ours = F.relu(x).square(), squared_relu(x)
+    assert torch.equal(ours, plain)
+    close(*(torch.autograd.grad(y, x, upstream)[0] for y in (ours, plain)))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert squared_relu(x.bfloat16()).dtype == torch.bfloat16  # a power would go to float32 and back
 
 
 def test_dropout_only_in_training():
