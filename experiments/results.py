@@ -1,12 +1,17 @@
-"""Reading what the experiments wrote."""
+"""Reading what the experiments wrote, and comparing runs of one seed."""
 
+import itertools
 import json
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from experiments.statistics import Interval, factorial_effects, interval
+from rcmha_lite.config import CELLS
+
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "experiments/results"
+FACTORS = ("relative positions", "convolution", "squared ReLU")
 
 
 @cache
@@ -34,3 +39,32 @@ def values(name: str, *keys: str, over: list[int] | None = None) -> list[float]:
             value = value[key]
         found.append(float(value))
     return found
+
+
+def cell_runs() -> dict[tuple[bool, ...], str]:
+    """The eight cells of the ablation by the presence of each of ``FACTORS``."""
+    grid = zip(itertools.product((False, True), repeat=2), CELLS, strict=True)
+    return {
+        (*levels, squared): f"ablation/{cell}-{activation}"
+        for levels, cell in grid
+        for squared, activation in ((False, "relu"), (True, "relu2"))
+    }
+
+
+def paired_seeds(*runs: str) -> list[int]:
+    """The seeds that all the runs have results for."""
+    return sorted(set.intersection(*(set(seeds(run)) for run in runs)))
+
+
+def ablation_effects(*keys: str) -> dict[tuple[str, ...], Interval]:
+    """The seven effects of the ablation on what the keys find in its results, such as "val_loss"."""
+    runs = cell_runs()
+    paired = paired_seeds(*runs.values())
+    return factorial_effects({levels: values(run, *keys, over=paired) for levels, run in runs.items()}, FACTORS)
+
+
+def difference(one: str, other: str, *keys: str, comparisons: int = 1) -> Interval:
+    """``one`` less ``other``, seed by seed."""
+    paired = paired_seeds(one, other)
+    pair = (values(run, *keys, over=paired) for run in (one, other))
+    return interval([a - b for a, b in zip(*pair, strict=True)], comparisons=comparisons)

@@ -1,0 +1,98 @@
+"""The claims ledger, chapters/claims.yml: every claim, its verdict, its effect, and the test or file that carries it."""
+
+import ast
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from experiments.results import ROOT, ablation_effects, difference
+from experiments.statistics import Interval
+
+LEDGER = ROOT / "chapters/claims.yml"
+VERDICTS = ("supported", "contradicted", "not testable here")
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A statement and where it comes from. ``evidence`` names tests (file::name) and files; ``effect`` is computed.
+
+    Where nothing here can test it, ``note`` says why. With an effect, the verdict must be what its interval says of
+    the bound: supported if all of the interval lies beyond it, contradicted if none does.
+    """
+
+    statement: str
+    source: str
+    verdict: str
+    evidence: list[str] = field(default_factory=list)
+    effect: dict[str, Any] = field(default_factory=dict)
+    note: str = ""
+
+    def measured(self) -> Interval | None:
+        """The effect with its interval, from the files; for a ratio, the median with the extremes of its rounds."""
+        rest = {key: value for key, value in self.effect.items() if key not in ("above", "below")}
+        if not rest:
+            return None
+        kind = next(iter(rest))
+        return EFFECTS[kind](*rest.pop(kind), **rest)
+
+    def entailed(self) -> str | None:
+        """The verdict that the interval entails; None where there is no effect or the bound lies inside."""
+        found = self.measured()
+        if found is None:
+            return None
+        if "above" in self.effect:
+            bound = self.effect["above"]
+            return "supported" if found.low > bound else "contradicted" if found.high <= bound else None
+        bound = self.effect["below"]
+        return "supported" if found.high < bound else "contradicted" if found.low >= bound else None
+
+
+def ledger() -> list[Claim]:
+    """The claims as the file holds them."""
+    return [Claim(**entry) for entry in yaml.safe_load(LEDGER.read_text(encoding="utf-8"))]
+
+
+def missing_evidence(claim: Claim, root: Path = ROOT) -> list[str]:
+    """What the claim names as evidence and is not there: a file, a folder, or a test in its file."""
+    return [name for name in claim.evidence if not _is_there(name, root)]
+
+
+def _is_there(name: str, root: Path) -> bool:
+    file, _, test = name.partition("::")
+    if not (root / file).exists():
+        return False
+    if not test:
+        return True
+    tree = ast.parse((root / file).read_text(encoding="utf-8"))
+    return any(isinstance(node, ast.FunctionDef) and node.name == test for node in tree.body)
+
+
+def _effect(names: str, *keys: str) -> Interval:
+    return ablation_effects(*keys)[tuple(names.split(" × "))]
+
+
+def _benchmark(file: str, *keys: str) -> Interval:
+    found = json.loads((ROOT / f"benchmarks/results/{file}.json").read_text(encoding="utf-8"))["results"]
+    for key in keys:
+        found = found[key]
+    ratio = found["ratio"]
+    return Interval(ratio["median"], ratio["min"], ratio["max"], found["rounds"])
+
+
+def _value(file: str, *keys: str) -> Interval:
+    found = json.loads((ROOT / file).read_text(encoding="utf-8"))
+    for key in keys:
+        found = found[key]
+    return Interval(found, found, found, 1)
+
+
+EFFECTS: dict[str, Callable[..., Interval]] = {
+    "effect": _effect,
+    "difference": difference,
+    "benchmark": _benchmark,
+    "value": _value,
+}

@@ -1,0 +1,84 @@
+"""The claims ledger: no claim without evidence, no evidence that is gone, no verdict that the figures deny."""
+
+import dataclasses
+import itertools
+import json
+
+import pytest
+
+from experiments.claims import VERDICTS, Claim, ledger, missing_evidence
+from experiments.results import ROOT
+from tools import claims as page
+
+CLAIMS = ledger()
+IDS = [claim.statement[:60] for claim in CLAIMS]
+
+
+@pytest.fixture(scope="module")
+def memory():
+    return json.loads((ROOT / "benchmarks/results/memory.json").read_text(encoding="utf-8"))["results"]
+
+
+@pytest.mark.parametrize("claim", CLAIMS, ids=IDS)
+def test_every_claim_has_its_evidence(claim):
+    assert claim.verdict in VERDICTS
+    assert missing_evidence(claim) == []
+    assert claim.evidence or (claim.verdict == "not testable here" and claim.note)
+
+
+@pytest.mark.parametrize("claim", [c for c in CLAIMS if c.effect], ids=lambda claim: claim.statement[:60])
+def test_verdicts_are_what_the_intervals_say(claim):
+    assert claim.verdict == (claim.entailed() or "not testable here")
+    assert claim.entailed() or claim.note, "say why the interval settles nothing"
+
+
+def test_statements_are_unique_and_sources_stand_together():
+    assert len(set(IDS)) == len(IDS)
+    sources = [source for source, _ in itertools.groupby(claim.source for claim in CLAIMS)]
+    assert len(set(sources)) == len(sources)
+
+
+def test_the_page_is_of_this_ledger():
+    assert page.PAGE.read_text(encoding="utf-8") == page.page(), "the ledger changed: run python -m tools.claims"
+
+
+def test_evidence_that_is_gone_is_found(tmp_path):
+    (tmp_path / "tests").mkdir()
+    (tmp_path / "tests/test_a.py").write_text("def test_there():\n    pass\n")
+    names = ["tests/test_a.py::test_there", "tests/test_a.py::test_gone", "results/gone.json"]
+    claim = dataclasses.replace(CLAIMS[0], evidence=names)
+    assert missing_evidence(claim, tmp_path) == names[1:]
+
+
+@pytest.mark.parametrize(
+    ("bound", "entailed"),
+    [
+        ({"above": 1.0}, "supported"),
+        ({"above": 2.0}, "contradicted"),
+        ({"below": 2.0}, "supported"),
+        ({"below": 1.5}, "contradicted"),
+    ],
+)
+def test_a_verdict_follows_from_its_bound(tmp_path, bound, entailed):
+    file = tmp_path / "results.json"
+    file.write_text('{"a": {"b": 1.5}}')
+    assert Claim("", "", "", effect={"value": [str(file), "a", "b"], **bound}).entailed() == entailed
+
+
+def test_an_interval_around_the_bound_settles_nothing():
+    effect = {"benchmark": ["generation", "1024"]}
+    found = Claim("", "", "", effect=effect).measured()
+    assert found.low < found.mean < found.high
+    assert Claim("", "", "", effect=effect | {"above": found.mean}).entailed() is None
+    assert Claim("", "", "", effect=effect | {"below": found.mean}).entailed() is None
+
+
+def test_rcmha_keeps_more_than_rmha_at_every_length(memory):
+    kept = memory["kept for backward"]
+    assert len(kept["rcmha"]) == 5
+    assert all(kept["rcmha"][n] > kept["rmha"][n] for n in kept["rcmha"])
+
+
+def test_unused_rows_cost_more_than_the_model(memory):
+    resident = memory["resident"]
+    assert resident["paper preset, transcription of the public code"] > 2 * resident["paper preset, ours"]

@@ -1,0 +1,43 @@
+"""The page of the claims ledger, made from chapters/claims.yml and the results: python -m tools.claims"""
+
+from itertools import groupby
+
+from experiments.claims import Claim, ledger
+from experiments.results import ROOT
+
+PAGE = ROOT / "chapters/claims.md"
+
+OPENING = """\
+# The claims ledger
+
+Every claim of RCMHA's paper, of its public code, of its ancestors as far as they matter here, and of this book: what was claimed, what came out, and the test or the file that says so. The page is made from `chapters/claims.yml` and the results (`python -m tools.claims`); tests fail when a claim has no evidence, when the evidence is gone, or when a verdict is not what the measured interval says.
+
+*Supported* and *contradicted* refer to our experiments: our recipe, our text, our hardware. *Not testable here* says why not. Effects carry 95 % intervals, or, for timings, the smallest and largest of their rounds.
+"""
+
+
+def row(claim: Claim) -> str:
+    found = claim.measured()
+    effect = ""
+    if found is not None and found.low == found.high:
+        effect = f"{found.mean:.4g}"
+    elif found is not None:
+        signed = "+" if "benchmark" not in claim.effect else ""
+        form = "{:" + signed + (".4f" if signed else ".2f") + "}"
+        effect = f"{form.format(found.mean)} ({form.format(found.low)} to {form.format(found.high)})"
+    shown = "<br>".join(part for part in (effect, claim.note) if part)
+    evidence = "<br>".join(f"`{name}`" for name in claim.evidence)
+    return f"| {claim.statement} | {claim.verdict} | {shown} | {evidence} |"
+
+
+def page() -> str:
+    """The whole page, one table for each source."""
+    parts = [OPENING]
+    for source, claims in groupby(ledger(), key=lambda claim: claim.source):
+        rows = "\n".join(row(claim) for claim in claims)
+        parts.append(f"## {source}\n\n| claim | verdict | effect, note | evidence |\n|---|---|---|---|\n{rows}\n")
+    return "\n".join(parts)
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")
