@@ -91,15 +91,20 @@ def copy_weights(ours: LanguageModel, theirs: public_code.Model) -> None:
                 conv.bias.copy_(kernels.bias[n, 0])
 
 
-def public_step(dtype: torch.dtype = torch.float32) -> tuple[Callable[[], float], Callable[[], float]]:
-    """A training step of our `paper` preset, and one of the transcription from the same weights on the same text."""
+def public_step(
+    dtype: torch.dtype = torch.float32, *, fused: bool = False
+) -> tuple[Callable[[], float], Callable[[], float]]:
+    """A training step of our `paper` preset, and one of the transcription from the same weights on the same text.
+
+    The transcription has PyTorch's plain Adam, or, like ours, the ``fused`` one.
+    """
     config = PRESETS["paper"]
     torch.manual_seed(0)
     ours = LanguageModel(config).to(dtype)
     theirs = public_code.Model(config).to(dtype)
     copy_weights(ours, theirs)
     text = torch.randint(config.vocabulary, (config.batch, 4096), generator=torch.Generator().manual_seed(1))
-    optimizers = build_optimizers(ours, config)[0], torch.optim.Adam(theirs.parameters(), lr=1.0)
+    optimizers = build_optimizers(ours, config)[0], torch.optim.Adam(theirs.parameters(), lr=1.0, fused=fused)
     state: dict[str, Any] = {"memory": None, "memories": [], "steps": [0, 0]}
 
     def advance(which: int, model: nn.Module) -> tuple[Tensor, Tensor]:
@@ -134,14 +139,17 @@ def public_step(dtype: torch.dtype = torch.float32) -> tuple[Callable[[], float]
 
 
 def paper_step() -> dict[str, Any]:
-    """A training step at the `paper` preset, the transcription of the public code / ours."""
+    """A training step at the `paper` preset, the transcription of the public code / ours; and with fused Adam in both."""
     ours, theirs = public_step(torch.float64)
     losses = [(ours(), theirs()) for _ in range(100)]
     difference = max(abs(a - b) for a, b in losses)
-    ours, theirs = public_step()
-    for _ in range(20):  # until the memory is full
-        ours(), theirs()
-    return in_turn(ours, theirs) | {"largest_loss_difference_over_100_steps_in_float64": difference}
+    found: dict[str, Any] = {}
+    for fused in (False, True):
+        ours, theirs = public_step(fused=fused)
+        for _ in range(20):  # until the memory is full
+            ours(), theirs()
+        found["fused Adam in both" if fused else "plain Adam in the transcription"] = in_turn(ours, theirs)
+    return found | {"largest_loss_difference_over_100_steps_in_float64": difference}
 
 
 def generation() -> dict[str, Any]:
@@ -231,6 +239,7 @@ def parts() -> dict[str, Any]:
     width = config.d_model // config.n_heads + config.d_position
     q, k, v = (torch.randn(batch, config.n_heads, time, n) for n in (width, width, d // config.n_heads))
     work: dict[str, tuple[Callable[..., Tensor], tuple[Tensor, ...]]] = {
+        "the whole block": (block, (x,)),
         "norm": (block.attention_norm, (x,)),
         "project q, k, v": (nn.Linear(d, 3 * d), (x,)),
         "convolve": (block.attention.convolution, (wide,)),

@@ -46,7 +46,9 @@ def speeds() -> str:
     kept = relative["saved_bytes"]
     rows = {
         "relative attention over 4096 positions, forward and backward: explicit shift / ours": relative,
-        "a training step with the public code's settings: its formulas, transcribed / ours": found["paper_step"],
+        "a training step with the public code's settings: its formulas, transcribed / ours": found["paper_step"][
+            "plain Adam in the transcription"
+        ],
         "the next character after 1024: recomputed / cached": generation["1024"],
         "a cached character at 2048 / at 256": generation["a cached character at 2048 / at 256"],
         "a training step, RCMHA / MHA, same widths, 256 characters": cells["rcmha / mha, equal widths"],
