@@ -5,10 +5,10 @@ READY := .venv/.installed
 NOTEBOOKS := $(sort $(wildcard chapters/*.ipynb))
 export OMP_NUM_THREADS := 1
 
-.PHONY: help book test notebooks $(NOTEBOOKS) clean
+.PHONY: help book test notebooks $(NOTEBOOKS) reproduce-quick clean
 
 help:  ## show this list
-	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile
 
 book: $(READY)  ## build the book into _build/html, from the outputs stored in the notebooks
 	@rm -rf _build
@@ -25,6 +25,9 @@ notebooks: $(NOTEBOOKS)  ## execute all chapters in place and store their output
 
 $(NOTEBOOKS): $(READY)
 	RCMHA_LITE_STATIC=1 PYTHONPATH=$(CURDIR) $(BIN)/python tools/execute.py $@
+
+reproduce-quick: $(READY)  ## train a slice of the experiments again, in about ten minutes, and compare with the committed results
+	$(BIN)/python -m experiments.reproduce
 
 clean:  ## remove what was built; .venv stays
 	rm -rf _build .pytest_cache .mypy_cache .ruff_cache .hypothesis

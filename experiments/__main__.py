@@ -23,39 +23,36 @@ from rcmha_lite.training import train
 FOLDERS = ROOT / "runs/experiments"
 
 
-def result_file(run: Run) -> Path:
-    return RESULTS / f"{run}.json"
-
-
-def is_done(run: Run) -> bool:
+def is_done(run: Run, results: Path = RESULTS) -> bool:
     """Whether the run's results are there, from the configuration that the registry asks for."""
-    file = result_file(run)
+    file = results / f"{run}.json"
     if not file.is_file():
         return False
     return Config(**json.loads(file.read_text(encoding="utf-8"))["config"]) == run.config
 
 
-def carry_out(run: Run, side_by_side: int) -> None:
+def carry_out(run: Run, side_by_side: int, results: Path = RESULTS, folders: Path = FOLDERS) -> None:
     """Train, or go on with, one run; measure it; write its results."""
     if run.task == "induction":
-        results = induction.train(run.config)
+        found = induction.train(run.config)
     else:
-        text, folder = load_tiny_shakespeare(), FOLDERS / str(run)
-        results = train(run.config, folder, text=text, progress=False)
+        text, folder = load_tiny_shakespeare(), folders / str(run)
+        found = train(run.config, folder, text=text, progress=False)
         model = load_model(folder)
-        results["measures"] = {name: MEASURES[name](model, text) for name in run.measures}
-    results["manifest"]["runs_side_by_side"] = side_by_side
-    file = result_file(run)
+        found["measures"] = {name: MEASURES[name](model, text) for name in run.measures}
+    found["manifest"]["runs_side_by_side"] = side_by_side
+    file = results / f"{run}.json"
     file.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(file, (json.dumps(results) + "\n").encode())
+    write_whole(file, (json.dumps(found) + "\n").encode())
 
 
-def in_a_process(run: Run, jobs: int, stopped: Event) -> bool:
+def in_a_process(run: Run, jobs: int, into: Path | None, stopped: Event) -> bool:
     """The run in a process of its own with its share of the cores; whether it ended well."""
     if stopped.is_set():
         return False
     threads = str(max(1, (os.cpu_count() or 1) // jobs))
     command = [sys.executable, "-m", "experiments", "--here", str(jobs), str(run)]
+    command += ["--into", str(into)] if into else []
     done = subprocess.run(command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": threads}, check=False)
     if done.returncode:
         stopped.set()
@@ -69,17 +66,23 @@ def in_a_process(run: Run, jobs: int, stopped: Event) -> bool:
     "--jobs", default=2, show_default=True, type=click.IntRange(1), help="runs side by side, sharing the cores"
 )
 @click.option("--list", "listing", is_flag=True, help="say what is done and what is missing, and run nothing")
+@click.option(
+    "--into",
+    type=click.Path(path_type=Path, file_okay=False, resolve_path=True),
+    help="write results and checkpoints here instead of over the committed ones",
+)
 @click.option("--here", type=int, hidden=True)
-def main(names: tuple[str, ...], jobs: int, listing: bool, here: int | None) -> None:
+def main(names: tuple[str, ...], jobs: int, listing: bool, into: Path | None, here: int | None) -> None:
     """Run the experiments that are missing (all, a GROUP, or a GROUP/NAME); the same command resumes them."""
     for name in names:
         if name not in GROUPS and name not in RUNS:
             raise click.UsageError(f"no group or run {name!r}; the groups are {', '.join(GROUPS)}")
+    places = (into, into / "runs") if into else (RESULTS, FOLDERS)
     if here:
-        carry_out(RUNS[names[0]], here)
+        carry_out(RUNS[names[0]], here, *places)
         return
     wanted = [run for run in RUNS.values() if not names or run.group in names or str(run) in names]
-    missing = [run for run in wanted if not is_done(run)]
+    missing = [run for run in wanted if not is_done(run, places[0])]
     if listing:
         for group in dict.fromkeys(run.group for run in wanted):
             runs = [run for run in wanted if run.group == group]
@@ -88,7 +91,7 @@ def main(names: tuple[str, ...], jobs: int, listing: bool, here: int | None) -> 
     click.echo(f"{len(missing)} of {len(wanted)} runs are missing")
     stopped = Event()
     with ThreadPoolExecutor(jobs) as pool:
-        ended = list(pool.map(lambda run: in_a_process(run, jobs, stopped), missing))
+        ended = list(pool.map(lambda run: in_a_process(run, jobs, into, stopped), missing))
     sys.exit(0 if all(ended) else 1)
 
 

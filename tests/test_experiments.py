@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from experiments import __main__ as command
-from experiments import induction, results
+from experiments import induction, reproduce, results
 from experiments.measures import MEASURES
 from experiments.registry import BASE, GROUPS, RUNS, Run, ablation
 from experiments.statistics import factorial_effects, interval
@@ -130,24 +130,35 @@ def two_runs(tmp_path, monkeypatch):
     ]
     monkeypatch.setattr(command, "RUNS", {str(run): run for run in runs})
     monkeypatch.setattr(command, "GROUPS", {"small": None})
-    monkeypatch.setattr(command, "RESULTS", tmp_path / "results")
-    monkeypatch.setattr(command, "FOLDERS", tmp_path / "runs")
     return runs
 
 
 def test_command_runs_what_is_missing_and_nothing_else(two_runs, tmp_path):
-    invoke = CliRunner().invoke
+    def invoke(*arguments):
+        return CliRunner().invoke(command.main, [*arguments, "--into", str(tmp_path)], catch_exceptions=False)
+
     for run in two_runs:
-        done = invoke(command.main, [str(run), "--here", "1"], catch_exceptions=False)
-        assert done.exit_code == 0
-        found = json.loads((tmp_path / f"results/{run}.json").read_text())
+        assert invoke(str(run), "--here", "1").exit_code == 0
+        found = json.loads((tmp_path / f"{run}.json").read_text())
         assert Config(**found["config"]) == run.config
-    assert "small: 2 of 2 done" in invoke(command.main, ["--list"]).output
-    assert "0 of 2 runs are missing" in invoke(command.main, ["small"]).output
-    file = tmp_path / "results/small/text.json"
+    assert "small: 2 of 2 done" in invoke("--list").output
+    assert "0 of 2 runs are missing" in invoke("small").output
+    file = tmp_path / "small/text.json"
     found = json.loads(file.read_text())
     file.write_text(json.dumps(found | {"config": found["config"] | {"steps": 4}}))  # of another configuration
-    assert "small: 1 of 2 done" in invoke(command.main, ["--list"]).output
+    assert "small: 1 of 2 done" in invoke("--list").output
+
+
+def test_reproduction_compares_with_the_committed_files(tmp_path):
+    for name in reproduce.SLICE:
+        file = tmp_path / f"{name}.json"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text((results.RESULTS / f"{name}.json").read_text())
+    assert all(line.agrees for line in reproduce.compare(tmp_path))
+    file = tmp_path / f"{reproduce.SLICE[0]}.json"
+    found = json.loads(file.read_text())
+    file.write_text(json.dumps(found | {"val_loss": found["val_loss"] + 1.01 * reproduce.TOLERANCE["val_loss"]}))
+    assert [line.agrees for line in reproduce.compare(tmp_path)].count(False) == 1
 
 
 def test_unknown_names_are_refused():
