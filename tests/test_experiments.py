@@ -17,7 +17,7 @@ from hypothesis.extra.numpy import arrays
 from experiments import __main__ as command
 from experiments import induction, reproduce, results
 from experiments.measures import MEASURES
-from experiments.registry import BASE, GROUPS, RUNS, Run, ablation
+from experiments.registry import BASE, EQUAL_TIME, GROUPS, RUNS, Run, ablation
 from experiments.statistics import factorial_effects, interval
 from rcmha_lite.config import Config
 from rcmha_lite.model import LanguageModel
@@ -39,6 +39,14 @@ def test_ablation_is_a_paired_factorial():
     assert len(runs) == len(settings) == 64
     rest = {tuple((k, v) for k, v in dataclasses.asdict(run.config).items() if k not in varied) for run in runs}
     assert len(rest) == 1
+
+
+def test_equal_time_follows_from_the_measured_steps():
+    file = Path(__file__).parents[1] / "benchmarks/results/ablation.json"
+    measured = json.loads(file.read_text(encoding="utf-8"))["results"]
+    reference = measured["mha-relu2"]["ratio"]["median"]
+    for cell, steps in EQUAL_TIME.items():
+        assert steps == pytest.approx(500 * reference / measured[cell]["ratio"]["median"], rel=0.05)
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: f"{file.parent.name}/{file.stem}")
