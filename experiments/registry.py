@@ -37,6 +37,17 @@ def ablation() -> Iterator[Run]:
                 yield Run("ablation", f"{cell}-{activation}-{seed}", config, ("unseen", "lengths", "taps", "heads"))
 
 
+EQUAL_TIME = {"mdha-relu2": 463, "rmha-relu2": 383, "rcmha-relu": 373, "rcmha-relu2": 352}
+
+
+def equal_time() -> Iterator[Run]:
+    """Cells of the ablation with the steps that they make in the time of MHA's 500, the schedule ending there."""
+    for run in ablation():
+        cell = run.name.rpartition("-")[0]
+        if cell in EQUAL_TIME:
+            yield Run("equal_time", run.name, run.config.replace(steps=EQUAL_TIME[cell]), ("unseen",))
+
+
 def parts() -> Iterator[Run]:
     """Which part of the convolution or the encoding matters: RCMHA with one choice changed."""
     choices: dict[str, dict[str, Any]] = {
@@ -84,6 +95,6 @@ def paper() -> Iterator[Run]:
         yield Run("paper", cell, PRESETS["paper"].replace(**changes, device="cpu"))
 
 
-GROUPS = {f.__name__: f for f in (ablation, parts, regimes, paper)}
+GROUPS = {f.__name__: f for f in (ablation, equal_time, parts, regimes, paper)}
 
 RUNS = {str(run): run for group in GROUPS.values() for run in group()}
