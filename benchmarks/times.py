@@ -1,5 +1,6 @@
 """What takes how long: two things in turn, in one run, and the ratio of their times with its spread."""
 
+import dataclasses
 import statistics
 from collections.abc import Callable
 from functools import partial
@@ -218,13 +219,29 @@ def cells() -> dict[str, Any]:
 
 
 def ablation() -> dict[str, Any]:
-    """A training step of each of the ablation's eight cells / of MHA with ReLU, on one thread."""
+    """A training step of each of the ablation's eight cells, in rotation on one thread; what each part adds to it."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    runs = {run.name.removesuffix("-0"): run.config for run in registry.ablation() if run.config.seed == 0}
-    reference = runs.pop("mha-relu")
-    found = {name: in_turn(training_step(reference), training_step(config), rounds=5) for name, config in runs.items()}
+    configs = {run.name.removesuffix("-0"): run.config for run in registry.ablation() if run.config.seed == 0}
+    timers = {
+        name: Timer("f()", globals={"f": training_step(config)}, num_threads=1) for name, config in configs.items()
+    }
+    rounds = [{name: timer.timeit(1).median for name, timer in timers.items()} for _ in range(31)]
     torch.set_num_threads(threads)
+    found: dict[str, Any] = {"config": dataclasses.asdict(registry.BASE), "threads": 1, "cells": {}}
+    for name in configs:
+        ratios = [one_round[name] / one_round["mha-relu"] for one_round in rounds]
+        found["cells"][name] = {
+            "milliseconds": 1000 * statistics.median(one_round[name] for one_round in rounds),
+            "ratio": {"median": statistics.median(ratios), "min": min(ratios), "max": max(ratios)},
+            "rounds": len(rounds),
+        }
+    medians = torch.tensor([found["cells"][name]["ratio"]["median"] for name in configs], dtype=torch.float64)
+    parts = [
+        [1.0, c.position == "relative-sinusoidal", c.kernel_size > 0, c.activation == "relu2"] for c in configs.values()
+    ]
+    fit = torch.linalg.lstsq(torch.tensor(parts, dtype=torch.float64), medians[:, None]).solution.flatten().tolist()
+    found["adds"] = dict(zip(("nothing", "relative positions", "convolution", "squared ReLU"), fit, strict=True))
     return found
 
 
