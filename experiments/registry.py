@@ -37,7 +37,7 @@ def ablation() -> Iterator[Run]:
                 yield Run("ablation", f"{cell}-{activation}-{seed}", config, ("unseen", "lengths", "taps", "heads"))
 
 
-EQUAL_TIME = {"mdha-relu2": 463, "rmha-relu2": 383, "rcmha-relu": 373, "rcmha-relu2": 352}
+EQUAL_TIME = {"mdha-relu2": 429, "rmha-relu2": 382, "rcmha-relu": 363, "rcmha-relu2": 339}
 
 
 def equal_time() -> Iterator[Run]:
