@@ -1,14 +1,12 @@
 """Compare things in one run, and write what was found with its manifest: python -m benchmarks [NAME ...]"""
 
 import argparse
-import dataclasses
 import json
 from pathlib import Path
 
 from benchmarks.memory import memory
 from benchmarks.times import ablation, cells, generation, paper_step, parts, relative_attention
 from rcmha_lite.cache import write_whole
-from rcmha_lite.config import PRESETS
 from rcmha_lite.manifest import manifest
 
 RESULTS = Path(__file__).parent / "results"
@@ -25,7 +23,7 @@ def main() -> None:
             parser.error(f"no benchmark {name!r}: choose from {', '.join(BENCHMARKS)}")
     for name in names:
         found = {"benchmark": name, "what": BENCHMARKS[name].__doc__, "results": BENCHMARKS[name]()}
-        found |= {"config": dataclasses.asdict(PRESETS["laptop"]), "manifest": manifest()}
+        found |= {"manifest": manifest()}
         write_whole(RESULTS / f"{name}.json", (json.dumps(found, indent=2) + "\n").encode())
         print(json.dumps(found["results"], indent=2), flush=True)
 

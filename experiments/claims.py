@@ -13,7 +13,7 @@ from experiments.results import ROOT, ablation_effects, difference
 from experiments.statistics import Interval
 
 LEDGER = ROOT / "chapters/claims.yml"
-VERDICTS = ("supported", "contradicted", "not testable here")
+VERDICTS = ("supported", "contradicted", "open", "not testable here")
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,8 @@ class Claim:
     """A statement and where it comes from. ``evidence`` names tests (file::name) and files; ``effect`` is computed.
 
     Where nothing here can test it, ``note`` says why. With an effect, the verdict must be what its interval says of
-    the bound: supported if all of the interval lies beyond it, contradicted if none does.
+    the bound: supported if all of the interval lies beyond it, contradicted if none does, open otherwise. Of a timing
+    the median decides; the extremes of its rounds are shown beside it.
     """
 
     statement: str
@@ -40,15 +41,16 @@ class Claim:
         return EFFECTS[kind](*rest.pop(kind), **rest)
 
     def entailed(self) -> str | None:
-        """The verdict that the interval entails; None where there is no effect or the bound lies inside."""
+        """The verdict that the effect entails; None where there is no effect."""
         found = self.measured()
         if found is None:
             return None
+        low, high = (found.mean, found.mean) if "benchmark" in self.effect else (found.low, found.high)
         if "above" in self.effect:
             bound = self.effect["above"]
-            return "supported" if found.low > bound else "contradicted" if found.high <= bound else None
+            return "supported" if low > bound else "contradicted" if high <= bound else "open"
         bound = self.effect["below"]
-        return "supported" if found.high < bound else "contradicted" if found.low >= bound else None
+        return "supported" if high < bound else "contradicted" if low >= bound else "open"
 
 
 def ledger() -> list[Claim]:

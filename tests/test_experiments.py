@@ -43,10 +43,31 @@ def test_ablation_is_a_paired_factorial():
 
 def test_equal_time_follows_from_the_measured_steps():
     file = Path(__file__).parents[1] / "benchmarks/results/ablation.json"
-    measured = json.loads(file.read_text(encoding="utf-8"))["results"]
-    reference = measured["mha-relu2"]["ratio"]["median"]
+    adds = json.loads(file.read_text(encoding="utf-8"))["results"]["adds"]
+    reference = adds["nothing"] + adds["squared ReLU"]
     for cell, steps in EQUAL_TIME.items():
-        assert steps == pytest.approx(500 * reference / measured[cell]["ratio"]["median"], rel=0.05)
+        name, activation = cell.split("-")
+        parts = {"relative positions": name.startswith("r"), "convolution": "c" in name or name == "mdha"}
+        parts["squared ReLU"] = activation == "relu2"
+        time = adds["nothing"] + sum(adds[part] for part, there in parts.items() if there)
+        assert steps == pytest.approx(500 * reference / time, rel=0.03)
+
+
+def test_runs_that_are_compared_come_from_one_engine():
+    """Same precision, processor and PyTorch, and the same package in the commits they name."""
+    origins = [
+        json.loads(file.read_text())["manifest"] for file in FILES if file.parent.name in ("ablation", "equal_time")
+    ]
+    assert len({(origin["precision"], origin["processor"], origin["torch"]) for origin in origins}) == 1
+    engines = set()
+    for commit in {origin["commit"] for origin in origins}:
+        tree = subprocess.run(
+            ["git", "rev-parse", f"{commit}:rcmha_lite"], cwd=results.ROOT, capture_output=True, text=True
+        )
+        if tree.returncode:
+            pytest.skip("this checkout does not hold the commits that the results name")
+        engines.add(tree.stdout)
+    assert len(engines) == 1
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: f"{file.parent.name}/{file.stem}")

@@ -12,7 +12,7 @@ OPENING = """\
 
 Every claim of RCMHA's paper, of its public code, of its ancestors as far as they matter here, and of this book: what was claimed, what came out, and the test or the file that says so. The page is made from `chapters/claims.yml` and the results (`python -m tools.claims`); tests fail when a claim has no evidence, when the evidence is gone, or when a verdict is not what the measured interval says.
 
-*Supported* and *contradicted* refer to our experiments: our recipe, our text, our hardware. *Not testable here* says why not. Effects carry 95 % intervals, or, for timings, the smallest and largest of their rounds.
+*Supported* and *contradicted* refer to our experiments: our recipe, our text, our hardware; *open* means that our interval holds both answers. *Not testable here* says why not. Effects carry 95 % intervals, the number of paired seeds, and how many comparisons the interval holds for together; timings carry the smallest and the largest of their rounds, and their median decides.
 """
 
 
@@ -25,6 +25,8 @@ def row(claim: Claim) -> str:
         signed = "+" if "benchmark" not in claim.effect else ""
         form = "{:" + signed + (".4f" if signed else ".2f") + "}"
         effect = f"{form.format(found.mean)} ({form.format(found.low)} to {form.format(found.high)})"
+        together = 7 if "effect" in claim.effect else claim.effect.get("comparisons", 1)
+        effect += f"; {found.n} {f'seeds, {together} together' if signed else 'rounds'}"
     shown = "<br>".join(part for part in (effect, claim.note) if part)
     evidence = "<br>".join(f"`{name}`" for name in claim.evidence)
     return f"| {claim.statement} | {claim.verdict} | {shown} | {evidence} |"
