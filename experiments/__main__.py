@@ -9,6 +9,7 @@ from pathlib import Path
 from threading import Event
 
 import click
+import torch
 
 from experiments import induction
 from experiments.measures import MEASURES
@@ -17,7 +18,7 @@ from experiments.results import RESULTS, ROOT
 from rcmha_lite.cache import write_whole
 from rcmha_lite.checkpoint import load_model
 from rcmha_lite.config import Config
-from rcmha_lite.data import load_tiny_shakespeare
+from rcmha_lite.data import load_tiny_shakespeare, split
 from rcmha_lite.training import train
 
 FOLDERS = ROOT / "runs/experiments"
@@ -37,6 +38,8 @@ def carry_out(run: Run, side_by_side: int, results: Path = RESULTS, folders: Pat
         found = induction.train(run.config)
     else:
         text, folder = load_tiny_shakespeare(), folders / str(run)
+        if run.task == "training split":
+            text = text[: split(torch.arange(len(text)))[0].numel()]
         found = train(run.config, folder, text=text, progress=False)
         model = load_model(folder)
         found["measures"] = {name: MEASURES[name](model, text) for name in run.measures}
@@ -89,9 +92,11 @@ def main(names: tuple[str, ...], jobs: int, listing: bool, into: Path | None, he
             click.echo(f"{group}: {sum(run not in missing for run in runs)} of {len(runs)} done")
         return
     click.echo(f"{len(missing)} of {len(wanted)} runs are missing")
-    stopped = Event()
-    with ThreadPoolExecutor(jobs) as pool:
-        ended = list(pool.map(lambda run: in_a_process(run, jobs, into, stopped), missing))
+    stopped, ended = Event(), []
+    for alone, at_once in ((False, jobs), (True, 1)):
+        with ThreadPoolExecutor(at_once) as pool:
+            these = [run for run in missing if run.alone == alone]
+            ended += pool.map(lambda run, at_once=at_once: in_a_process(run, at_once, into, stopped), these)
     sys.exit(0 if all(ended) else 1)
 
 

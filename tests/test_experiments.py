@@ -20,6 +20,7 @@ from experiments.measures import MEASURES
 from experiments.registry import BASE, EQUAL_TIME, GROUPS, RUNS, Run, ablation
 from experiments.statistics import factorial_effects, interval
 from rcmha_lite.config import Config
+from rcmha_lite.data import load_tiny_shakespeare
 from rcmha_lite.model import LanguageModel
 
 TINY = {"layers": 1, "d_model": 32, "n_heads": 2, "d_ff": 64, "d_position": 8, "context": 32, "window": 32, "batch": 4}
@@ -79,7 +80,9 @@ def test_results_are_of_the_registry_and_carry_their_manifest(file):
     assert len(origin["commit"]) == 40
     assert origin["seed"] == run.config.seed
     assert {"torch", "processor", "threads", "runs_side_by_side"} <= set(origin)
-    if run.task == "tiny-shakespeare":
+    if run.alone:
+        assert origin["runs_side_by_side"] == 1
+    if run.task != "induction":
         assert set(found["measures"]) == set(run.measures)
         assert found["curve"][-1]["step"] == run.config.steps
         assert found["curve"][-1]["val_loss"] == pytest.approx(found["val_loss"], abs=0.005)
@@ -176,6 +179,26 @@ def test_command_runs_what_is_missing_and_nothing_else(two_runs, tmp_path):
     found = json.loads(file.read_text())
     file.write_text(json.dumps(found | {"config": found["config"] | {"steps": 4}}))  # of another configuration
     assert "small: 1 of 2 done" in invoke("--list").output
+
+
+def test_recipes_never_see_the_validation_split(tmp_path, monkeypatch):
+    read = []
+    monkeypatch.setattr(command, "train", lambda config, folder, text, progress: read.append(text) or {"manifest": {}})
+    monkeypatch.setattr(command, "load_model", lambda folder: None)
+    run = Run("small", "recipe", Config(**TINY), task="training split")
+    command.carry_out(run, 1, tmp_path, tmp_path)
+    text = load_tiny_shakespeare()
+    assert read == [text[:1_003_854]]
+    assert not any(run.task == "tiny-shakespeare" for run in RUNS.values() if run.group == "recipes")
+
+
+def test_timed_runs_are_alone(two_runs, tmp_path, monkeypatch):
+    monkeypatch.setitem(command.RUNS, "small/timed", dataclasses.replace(two_runs[0], name="timed", alone=True))
+    at_once = {}
+    monkeypatch.setattr(command, "in_a_process", lambda run, jobs, *_: at_once.update({run.name: jobs}) or True)
+    done = CliRunner().invoke(command.main, ["--into", str(tmp_path)], catch_exceptions=False)
+    assert done.exit_code == 0
+    assert at_once == {"text": 2, "lookup": 2, "timed": 1}
 
 
 def test_reproduction_compares_with_the_committed_files(tmp_path):
