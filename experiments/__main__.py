@@ -92,7 +92,8 @@ def main(names: tuple[str, ...], jobs: int, listing: bool, into: Path | None, he
             click.echo(f"{group}: {sum(run not in missing for run in runs)} of {len(runs)} done")
         return
     click.echo(f"{len(missing)} of {len(wanted)} runs are missing")
-    stopped, ended = Event(), []
+    stopped = Event()
+    ended: list[bool] = []
     for alone, at_once in ((False, jobs), (True, 1)):
         with ThreadPoolExecutor(at_once) as pool:
             these = [run for run in missing if run.alone == alone]

@@ -5,9 +5,13 @@ import itertools
 import json
 
 import pytest
+import torch
 
+from benchmarks import public_code
 from experiments.claims import VERDICTS, Claim, ledger, missing_evidence
 from experiments.results import ROOT
+from rcmha_lite.config import CELLS, PRESETS
+from rcmha_lite.data import split
 from tools import claims as page
 
 CLAIMS = ledger()
@@ -78,6 +82,26 @@ def test_the_median_of_a_timing_decides():
     assert found.low < found.mean < found.high
     assert Claim("", "", "", effect=effect | {"above": found.low}).entailed() == "supported"
     assert Claim("", "", "", effect=effect | {"below": found.low}).entailed() == "contradicted"
+
+
+def test_rcmha_takes_longest():
+    cells = json.loads((ROOT / "benchmarks/results/ablation.json").read_text(encoding="utf-8"))["results"]["cells"]
+    for activation in ("relu", "relu2"):
+        times = {cell: cells[f"{cell}-{activation}"]["milliseconds"] for cell in CELLS}
+        assert max(times, key=times.get) == "rcmha"
+
+
+def test_ten_epochs_of_the_public_settings():
+    paper = PRESETS["paper"]
+    characters = split(torch.arange(1_115_394))[0].numel()
+    assert 10 * characters / (paper.batch * paper.context) == pytest.approx(157_000, rel=0.002)
+    assert paper.steps == pytest.approx(157_000, rel=0.002)
+
+
+def test_most_of_the_public_attention_is_tables():
+    attention = public_code.Attention(8, 128)
+    tables = attention.key_pos.numel() + attention.key_pos_bias.numel()
+    assert tables / sum(p.numel() for p in attention.parameters()) == pytest.approx(0.94, abs=0.005)
 
 
 def test_rcmha_keeps_more_than_rmha_at_every_length(memory):
