@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from rcmha_lite.attention import AttentionCache, MultiHeadAttention, last
@@ -26,14 +25,15 @@ class _SquaredReLU(torch.autograd.Function):
         return y * y
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        if torch.is_grad_enabled():  # autograd wants to differentiate this, and y would count as a constant
+            raise RuntimeError("squared_relu is made for first derivatives: for second ones write relu(x).square()")
         (y,) = ctx.saved_tensors
         return (y * gradient).mul_(2)
 
 
 def squared_relu(x: Tensor) -> Tensor:
-    """max(x, 0)², the activation of Primer (So et al. 2021, arXiv 2109.08668)."""
+    """max(x, 0)², the activation of Primer (So et al. 2021, arXiv 2109.08668). RuntimeError at a second derivative."""
     found: Tensor = _SquaredReLU.apply(x)
     return found
 
