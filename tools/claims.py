@@ -15,6 +15,16 @@ Every claim of RCMHA's paper, of its public code, of its ancestors as far as the
 *Supported* and *contradicted* refer to our experiments: our recipe, our text, our hardware; *open* means that our interval holds both answers. *Not testable here* says why not. Effects carry 95 % intervals, the number of paired seeds, and how many comparisons the interval holds for together; timings carry the smallest and the largest of their rounds, and their median decides.
 """
 
+HEAD = """\
+:::{list-table}
+:header-rows: 1
+:widths: 31 15 26 28
+
+* - claim
+  - verdict
+  - effect, note
+  - evidence"""
+
 
 def row(claim: Claim) -> str:
     found = claim.measured()
@@ -29,7 +39,7 @@ def row(claim: Claim) -> str:
         effect += f"; {found.n} {f'seeds, {together} together' if signed else 'rounds'}"
     shown = "<br>".join(part for part in (effect, claim.note) if part)
     evidence = "<br>".join(f"`{name}`" for name in claim.evidence)
-    return f"| {claim.statement} | {claim.verdict} | {shown} | {evidence} |"
+    return "* - " + "\n  - ".join((claim.statement, claim.verdict, shown, evidence))
 
 
 def page() -> str:
@@ -37,7 +47,7 @@ def page() -> str:
     parts = [OPENING]
     for source, claims in groupby(ledger(), key=lambda claim: claim.source):
         rows = "\n".join(row(claim) for claim in claims)
-        parts.append(f"## {source}\n\n| claim | verdict | effect, note | evidence |\n|---|---|---|---|\n{rows}\n")
+        parts.append(f"## {source}\n\n{HEAD}\n{rows}\n:::\n")
     return "\n".join(parts)
 
 
