@@ -114,7 +114,7 @@ def speed() -> Iterator[Run]:
     """How low RCMHA's validation loss gets in 30 minutes of two CPU cores, and how few operations reach a loss."""
     base = Config(window=256, device="cpu")
     thirty_minutes = base.replace(
-        layers=5, d_model=224, n_heads=7, d_ff=896, context=192, batch=24, dropout=0.2, steps=4000, eval_every=800
+        layers=5, d_model=256, n_heads=4, d_ff=1024, context=192, batch=24, dropout=0.2, steps=4150, eval_every=830
     )
     yield Run("speed", "30-minutes", thirty_minutes, ("unseen", "lengths"), alone=True)
     narrow = base.replace(layers=6, d_model=128, n_heads=4, d_ff=512, batch=16, dropout=0.1, steps=2500, eval_every=500)
