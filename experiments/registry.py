@@ -111,17 +111,21 @@ def recipes() -> Iterator[Run]:
 
 
 def speed() -> Iterator[Run]:
-    """How low RCMHA's validation loss gets in 30 minutes of two CPU cores, and how few operations reach a loss."""
+    """How low RCMHA's validation loss gets in 30 minutes of two CPU cores, and how few operations reach a loss.
+
+    1.4697 and 1.88 are nanoGPT's, each in windows of its own context, 256 and 64.
+    """
     base = Config(window=256, device="cpu")
     thirty_minutes = base.replace(
         layers=5, d_model=256, n_heads=4, d_ff=1024, context=192, batch=24, dropout=0.2, steps=4150, eval_every=830
     )
     yield Run("speed", "30-minutes", thirty_minutes, ("unseen", "lengths"), alone=True)
-    narrow = base.replace(layers=6, d_model=128, n_heads=4, d_ff=512, batch=16, dropout=0.1, steps=2500, eval_every=500)
+    narrow = base.replace(layers=6, d_model=128, n_heads=4, d_ff=512, dropout=0.1, steps=1500, eval_every=300)
     yield Run("speed", "to-1.4697", narrow)
     small = base.replace(
-        layers=4, d_model=48, n_heads=3, d_ff=192, d_position=16, context=64, batch=8, steps=600, eval_every=100
-    )
+        layers=4, d_model=48, n_heads=3, d_ff=192, d_position=16, context=64, window=64, batch=8, steps=600,
+        eval_every=100,
+    )  # fmt: skip
     yield Run("speed", "to-1.88", small)
 
 

@@ -10,6 +10,7 @@ import torch
 from benchmarks import public_code
 from experiments.claims import VERDICTS, Claim, ledger, missing_evidence
 from experiments.results import ROOT
+from experiments.yardsticks import NANOGPT, operations, operations_to
 from rcmha_lite.config import CELLS, PRESETS
 from rcmha_lite.data import split
 from tools import claims as page
@@ -89,6 +90,12 @@ def test_rcmha_takes_longest():
     for activation in ("relu", "relu2"):
         times = {cell: cells[f"{cell}-{activation}"]["milliseconds"] for cell in CELLS}
         assert max(times, key=times.get) == "rcmha"
+
+
+def test_operations_to_nanogpts_losses():
+    for kind, least in (("gpu", 28), ("cpu", 20)):
+        config, steps, loss = NANOGPT[kind]
+        assert operations(config, steps) >= least * operations_to(f"speed/to-{loss}", loss)
 
 
 def test_ten_epochs_of_the_public_settings():

@@ -20,12 +20,14 @@ def table() -> str:
         "| run | parameters | text read | time and hardware | validation loss | accuracy |",
         "|---|---|---|---|---|---|",
     ]
-    for path in sorted(ROOT.glob("results/*.json")):
+    runs = {f"`--preset {path.stem}`": path for path in sorted(ROOT.glob("results/*.json"))}
+    runs["half an hour"] = ROOT / "experiments/results/speed/30-minutes.json"
+    for name, path in runs.items():
         run = json.loads(path.read_text(encoding="utf-8"))
         origin = run["manifest"]
         hardware = origin["gpu"] if origin["device"].startswith("cuda") else f"{origin['threads']} CPU cores"
         rows.append(
-            f"| **RCMHA, `--preset {path.stem}`**, measured | {run['parameters'] / 1e6:.2f} M | "
+            f"| **RCMHA, {name}**, measured | {run['parameters'] / 1e6:.2f} M | "
             f"{run['characters'] / 1e6:.1f} M characters | {run['seconds'] / 60:.1f} min, {hardware} | "
             f"**{run['val_loss']:.4f}** | **{run['val_accuracy']:.4f}** |"
         )

@@ -1,0 +1,46 @@
+"""nanoGPT's two recipes for Tiny Shakespeare, and the operations that a run takes to their losses."""
+
+from typing import NamedTuple
+
+import torch
+
+from experiments.results import load
+from rcmha_lite.accounting import flops
+from rcmha_lite.config import Config
+from rcmha_lite.model import LanguageModel
+
+
+class Yardstick(NamedTuple):
+    """A recipe as our configuration of the same shapes, its iterations, and the validation loss it reports."""
+
+    config: Config
+    steps: int
+    loss: float
+
+
+_GPT = Config(position="absolute-learned", kernel_size=0, activation="gelu", window=64, context=64)
+
+NANOGPT = {
+    "gpu": Yardstick(
+        _GPT.replace(layers=6, d_model=384, n_heads=6, d_ff=1536, context=256, window=256, batch=64), 1750, 1.4697
+    ),
+    "cpu": Yardstick(
+        _GPT.replace(layers=4, d_model=128, n_heads=4, d_ff=512, context=64, window=64, batch=12), 2000, 1.88
+    ),
+}
+"""The GPU recipe's best loss is reported to come after about 1750 of its 5000 iterations, so that is what counts."""
+
+
+def operations(config: Config, steps: int) -> int:
+    """Multiplications and additions, forward and backward, of ``steps`` training steps (``accounting.flops``)."""
+    ids = torch.zeros(1, config.context, dtype=torch.long)
+    return flops(LanguageModel(config), ids, backward=True) * config.batch * steps
+
+
+def operations_to(name: str, loss: float) -> int:
+    """Operations of the run ``group/name`` up to the first point of its curve at or below a validation ``loss``."""
+    run = load(name)
+    reached = [point["step"] for point in run["curve"] if point["val_loss"] <= loss]
+    if not reached:
+        raise ValueError(f"{name} does not reach {loss}: its last point is at {run['curve'][-1]['val_loss']:.4f}")
+    return operations(Config(**run["config"]), reached[0])
