@@ -68,3 +68,20 @@ def difference(one: str, other: str, *keys: str, comparisons: int = 1) -> Interv
     paired = paired_seeds(one, other)
     pair = (values(run, *keys, over=paired) for run in (one, other))
     return interval([a - b for a, b in zip(*pair, strict=True)], comparisons=comparisons)
+
+
+def running_counter(name: str) -> list[float]:
+    """Accuracy at each point of a run's curve as a counter shows it that is never reset.
+
+    It counts the training batches since the start and, at every point, a validation split a ninth as long as the
+    training split, in windows as ``evaluate`` reads them. The public code logs such a number.
+    """
+    shown, right, seen, step = [], 0.0, 0.0, 0
+    run = load(name)
+    epoch = run["config"]["eval_every"]
+    for point in run["curve"]:
+        trained, step = point["step"] - step, point["step"]
+        right += trained * point["train_accuracy"] + epoch / 9 * point["val_accuracy"]
+        seen += trained + epoch / 9
+        shown.append(right / seen)
+    return shown

@@ -127,6 +127,17 @@ def test_effects_need_every_cell():
         factorial_effects({(True, True): [1.0, 2.0]}, ("a", "b"))
 
 
+def test_running_counter_by_hand(monkeypatch):
+    curve = [
+        {"step": 9, "train_accuracy": 0.1, "val_accuracy": 0.4},
+        {"step": 18, "train_accuracy": 0.5, "val_accuracy": 0.6},
+    ]
+    monkeypatch.setattr(results, "load", lambda name: {"config": {"eval_every": 9}, "curve": curve})
+    first, second = results.running_counter("paper/rcmha")
+    assert first == pytest.approx((9 * 0.1 + 0.4) / 10)
+    assert second == pytest.approx((9 * 0.1 + 0.4 + 9 * 0.5 + 0.6) / 20)
+
+
 def test_hand_built_induction_needs_the_convolution():
     config = next(run.config for run in RUNS.values() if run.task == "induction")
     assert induction.hand_built_score(config, convolution=True) == 1.0
