@@ -52,8 +52,11 @@ RIGHT = [
     (exercises.check_bigram, bigram),
     (exercises.check_accuracy, lambda logits, targets: (logits.argmax(-1) == targets).float().mean()),
     (exercises.check_weights, weights),
+    (exercises.check_weights, lambda q, k: weights(q.float(), k.float())),
+    (exercises.check_shift, lambda s: shift(s.float())),
     (exercises.check_causal, running_mean),
     (exercises.check_causal, attention.mha(16, 2).double()),
+    (exercises.check_causal, lambda x: F.pad(x, (0, 0, 1, 0))[:, :-1]),
     (exercises.check_convolution, convolve),
     (exercises.check_shift, shift),
     (lambda yours: exercises.check_shift(yours, memory=3), shift),
@@ -66,6 +69,10 @@ RIGHT = [
 
 WRONG = {
     "bigram: predecessors": (exercises.check_bigram, lambda text: bigram(text[::-1])),
+    "bigram: the first successor": (exercises.check_bigram, lambda text: dict(reversed([*itertools.pairwise(text)]))),
+    "bigram: the last successor": (exercises.check_bigram, lambda text: dict(itertools.pairwise(text))),
+    "accuracy: of the first window": (exercises.check_accuracy, lambda z, y: (z.argmax(-1) == y).double()[0].mean()),
+    "accuracy: by length only": (exercises.check_accuracy, lambda z, y: (z.argmax(-1) == y).sum() / y.shape[1]),
     "accuracy: of the first position": (exercises.check_accuracy, lambda z, y: (z.argmax(-1) == y).float()[0, 0]),
     "weights: no mask": (exercises.check_weights, lambda q, k: (q @ k.T / q.shape[1] ** 0.5).softmax(-1)),
     "weights: masked after the softmax": (exercises.check_weights, lambda q, k: (q @ k.T).softmax(-1).tril()),
@@ -75,7 +82,7 @@ WRONG = {
         lambda q, k: (q @ k.T).masked_fill(torch.ones(len(q), len(q)).triu().bool(), -1e9).softmax(-1),
     ),
     "causal: the mean of all": (exercises.check_causal, lambda x: x.mean(1, keepdim=True).expand_as(x)),
-    "causal: one step late": (exercises.check_causal, lambda x: F.pad(x, (0, 0, 1, 0))[:, :-1]),
+    "causal: of nothing": (exercises.check_causal, torch.zeros_like),
     "causal: one step early": (exercises.check_causal, lambda x: F.pad(x, (0, 0, 0, 1))[:, 1:] + x),
     "convolution: padded on the right": (
         exercises.check_convolution,
@@ -95,6 +102,10 @@ WRONG = {
     "flops: relative positions forgotten": (
         exercises.check_flops,
         lambda config, time: counted(config.replace(position="absolute-sinusoidal", window=128), time),
+    ),
+    "flops: convolution forgotten": (
+        exercises.check_flops,
+        lambda config, time: counted(config.replace(kernel_size=0), time),
     ),
     "interval: divided by n": (exercises.check_interval, lambda x, t: interval(x, t * ((len(x) - 1) / len(x)) ** 0.5)),
     "interval: of one run, not of the mean": (exercises.check_interval, lambda x, t: interval(x, t * len(x) ** 0.5)),
