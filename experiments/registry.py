@@ -120,10 +120,11 @@ def speed() -> Iterator[Run]:
         layers=5, d_model=256, n_heads=4, d_ff=1024, context=192, batch=24, dropout=0.2, steps=4150, eval_every=830
     )
     yield Run("speed", "30-minutes", thirty_minutes, ("unseen", "lengths"), alone=True)
-    narrow = base.replace(layers=6, d_model=128, n_heads=4, d_ff=512, dropout=0.1, steps=1800, eval_every=360)
+    narrow = base.replace(layers=6, d_model=128, n_heads=4, d_ff=512, dropout=0.1, steps=1650, eval_every=330)
     yield Run("speed", "to-1.4697", narrow)
     yield Run("speed", "narrow-batch-16", narrow.replace(batch=16, steps=2500, eval_every=500))
-    yield Run("speed", "narrow-1500", narrow.replace(steps=1500, eval_every=300))
+    for steps in (1500, 1800):
+        yield Run("speed", f"narrow-{steps}", narrow.replace(steps=steps, eval_every=steps // 5))
     small = base.replace(
         layers=4, d_model=48, n_heads=3, d_ff=192, d_position=16, context=64, window=64, batch=8, steps=600,
         eval_every=100,

@@ -3,11 +3,13 @@
 from typing import NamedTuple
 
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from experiments.results import load
 from rcmha_lite.accounting import flops
 from rcmha_lite.config import Config
 from rcmha_lite.model import LanguageModel
+from rcmha_lite.training import build_optimizers
 
 
 class Yardstick(NamedTuple):
@@ -32,9 +34,16 @@ NANOGPT = {
 
 
 def operations(config: Config, steps: int) -> int:
-    """Multiplications and additions, forward and backward, of ``steps`` training steps (``accounting.flops``)."""
+    """Multiplications and additions of ``steps`` training steps: forward, backward, and the optimisers' products."""
+    model = LanguageModel(config)
     ids = torch.zeros(1, config.context, dtype=torch.long)
-    return flops(LanguageModel(config), ids, backward=True) * config.batch * steps
+    products = flops(model, ids, backward=True) * config.batch
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    with FlopCounterMode(display=False) as counter:
+        for optimizer in build_optimizers(model, config):
+            optimizer.step()
+    return steps * (products + int(counter.get_total_flops()))
 
 
 def operations_to(name: str, loss: float) -> int:
