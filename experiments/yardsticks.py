@@ -20,7 +20,7 @@ class Yardstick(NamedTuple):
     loss: float
 
 
-_GPT = Config(position="absolute-learned", kernel_size=0, activation="gelu", window=64, context=64)
+_GPT = Config(position="absolute-learned", kernel_size=0, activation="gelu", optimizer="adamw", window=64, context=64)
 
 NANOGPT = {
     "gpu": Yardstick(

@@ -47,9 +47,9 @@ def check_accuracy(accuracy: Callable[[Tensor, Tensor], float]) -> str:
         found = float(accuracy(logits, torch.tensor(targets)))
         assert found == expected, f"targets {targets} should score {expected}, you found {found}"
     logits = random(2, 3, 5)
-    targets = logits.argmax(dim=-1)
-    targets[1] = (targets[1] + 1) % 5
-    found = float(accuracy(logits, targets))
+    favourites = logits.argmax(dim=-1)
+    favourites[1] = (favourites[1] + 1) % 5
+    found = float(accuracy(logits, favourites))
     assert found == 0.5, f"of two windows, one all right and one all wrong, you found {found}"
     return "Right: accuracy counts exact hits and nothing else."
 
