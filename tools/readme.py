@@ -7,7 +7,7 @@ from pathlib import Path
 import matplotlib as mpl
 from matplotlib import pyplot as plt
 
-from experiments.results import FACTORS, ablation_effects
+from experiments.results import FACTORS, ablation_effects, difference
 from rcmha_lite import figures
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -46,12 +46,14 @@ def speeds() -> str:
         for file in sorted(ROOT.glob("benchmarks/results/*.json"))
     }
     relative, cells, generation = found["relative_attention"]["4096"], found["cells"], found["generation"]
+    paper = found["paper_step"]
     kept = relative["saved_bytes"]
     rows = {
-        "relative attention over 4096 positions, forward and backward: explicit shift / ours": relative,
-        "a training step with the public code's settings: its formulas, transcribed / ours": found["paper_step"][
+        "relative attention over 4096 positions, forward and backward: explicit shift, not fused / ours": relative,
+        "a training step with the public code's settings: its formulas, transcribed, with plain Adam / ours": paper[
             "plain Adam in the transcription"
         ],
+        "the same with our fused Adam on both sides": paper["fused Adam in both"],
         "the next character after 1024: recomputed / cached": generation["1024"],
         "a cached character at 2048 / at 256": generation["a cached character at 2048 / at 256"],
         "a training step, RCMHA / MHA, same widths, 256 characters": cells["rcmha / mha, equal widths"],
@@ -67,10 +69,15 @@ def speeds() -> str:
 
 
 def effects() -> str:
-    """What each part earns in the ablation, as a Markdown table."""
+    """What each part earns in the ablation, and the two cells with relative positions at equal time."""
     on_loss, on_accuracy = ablation_effects("val_loss"), ablation_effects("val_accuracy")
     table = ["| part | change of validation loss | change of accuracy |", "|---|---|---|"]
-    table += [f"| {part} | {on_loss[part,]} | {on_accuracy[part,]} |" for part in FACTORS]
+    table += [f"| {part}, equal steps | {on_loss[part,]} | {on_accuracy[part,]} |" for part in FACTORS]
+    dearer = [
+        difference("equal_time/rcmha-relu2", "equal_time/rmha-relu2", key, comparisons=5)
+        for key in ("val_loss", "val_accuracy")
+    ]
+    table.append(f"| convolution beside relative positions, equal time | {dearer[0]} | {dearer[1]} |")
     return "\n".join(table)
 
 
