@@ -1,5 +1,6 @@
 """Run what is missing, resume what was cut off: python -m experiments [GROUP or GROUP/NAME ...]"""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -7,6 +8,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Event
+from typing import Any
 
 import click
 import torch
@@ -19,17 +21,31 @@ from rcmha_lite.cache import write_whole
 from rcmha_lite.checkpoint import load_model
 from rcmha_lite.config import Config
 from rcmha_lite.data import load_tiny_shakespeare, split
-from rcmha_lite.training import train
+from rcmha_lite.training import Trainer, train
 
 FOLDERS = ROOT / "runs/experiments"
 
 
 def is_done(run: Run, results: Path = RESULTS) -> bool:
-    """Whether the run's results are there, from the configuration that the registry asks for."""
+    """Whether the run's results are there, finished, from the configuration that the registry asks for."""
     file = results / f"{run}.json"
     if not file.is_file():
         return False
-    return Config(**json.loads(file.read_text(encoding="utf-8"))["config"]) == run.config
+    found = json.loads(file.read_text(encoding="utf-8"))
+    return Config(**found["config"]) == run.config and not found.get("unfinished")
+
+
+def write(run: Run, found: dict[str, Any], results: Path) -> None:
+    """The results of a run, as its file."""
+    file = results / f"{run}.json"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(file, (json.dumps(found) + "\n").encode())
+
+
+def text_of(run: Run) -> str:
+    """What the run reads: the whole of Tiny Shakespeare, or the part that does not hold the validation split."""
+    text = load_tiny_shakespeare()
+    return text[: split(torch.arange(len(text)))[0].numel()] if run.task == "training split" else text
 
 
 def carry_out(run: Run, side_by_side: int, results: Path = RESULTS, folders: Path = FOLDERS) -> None:
@@ -37,16 +53,31 @@ def carry_out(run: Run, side_by_side: int, results: Path = RESULTS, folders: Pat
     if run.task == "induction":
         found = induction.train(run.config)
     else:
-        text, folder = load_tiny_shakespeare(), folders / str(run)
-        if run.task == "training split":
-            text = text[: split(torch.arange(len(text)))[0].numel()]
+        text, folder = text_of(run), folders / str(run)
         found = train(run.config, folder, text=text, progress=False)
         model = load_model(folder)
         found["measures"] = {name: MEASURES[name](model, text) for name in run.measures}
     found["manifest"]["runs_side_by_side"] = side_by_side
-    file = results / f"{run}.json"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(file, (json.dumps(found) + "\n").encode())
+    write(run, found, results)
+
+
+def write_so_far(run: Run, side_by_side: int, results: Path = RESULTS, folders: Path = FOLDERS) -> bool:
+    """Write the learning curve of a run that was cut off, marked as unfinished; False if it has no point yet."""
+    trainer = Trainer(run.config, folders / str(run), text_of(run))
+    if not trainer.curve:
+        return False
+    point = trainer.curve[-1]
+    found = {
+        "unfinished": True,
+        "val_loss": point["val_loss"],
+        "val_accuracy": point["val_accuracy"],
+        "curve": trainer.curve,
+        "config": dataclasses.asdict(run.config),
+        "manifest": trainer.manifest() | {"runs_side_by_side": side_by_side},
+        "measures": {},
+    }
+    write(run, found, results)
+    return True
 
 
 def in_a_process(run: Run, jobs: int, into: Path | None, stopped: Event) -> bool:
@@ -74,8 +105,9 @@ def in_a_process(run: Run, jobs: int, into: Path | None, stopped: Event) -> bool
     type=click.Path(path_type=Path, file_okay=False, resolve_path=True),
     help="write results and checkpoints here instead of over the committed ones",
 )
+@click.option("--so-far", is_flag=True, help="write the curves of runs that were cut off, as unfinished; run nothing")
 @click.option("--here", type=int, hidden=True)
-def main(names: tuple[str, ...], jobs: int, listing: bool, into: Path | None, here: int | None) -> None:
+def main(names: tuple[str, ...], jobs: int, listing: bool, into: Path | None, so_far: bool, here: int | None) -> None:
     """Run the experiments that are missing (all, a GROUP, or a GROUP/NAME); the same command resumes them."""
     for name in names:
         if name not in GROUPS and name not in RUNS:
@@ -90,6 +122,11 @@ def main(names: tuple[str, ...], jobs: int, listing: bool, into: Path | None, he
         for group in dict.fromkeys(run.group for run in wanted):
             runs = [run for run in wanted if run.group == group]
             click.echo(f"{group}: {sum(run not in missing for run in runs)} of {len(runs)} done")
+        return
+    if so_far:
+        for run in missing:
+            begun = (places[1] / str(run)).is_dir() and write_so_far(run, jobs, *places)
+            click.echo(f"{run}: {'written as unfinished' if begun else 'nothing yet'}")
         return
     click.echo(f"{len(missing)} of {len(wanted)} runs are missing")
     stopped = Event()

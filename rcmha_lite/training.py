@@ -91,6 +91,7 @@ class Trainer:
         tokenizer = CharTokenizer()
         if config.vocabulary != len(tokenizer):
             raise ValueError(f"vocabulary {config.vocabulary} does not fit a text of {len(tokenizer)} characters")
+        self.sha256 = hashlib.sha256(text.encode()).hexdigest()
         self.train_ids, self.validation_ids = split(tokenizer.encode(text))
         torch.manual_seed(config.seed)
         self.model = LanguageModel(config)
@@ -105,6 +106,16 @@ class Trainer:
         self.memory = memory and Memory(tuple(h[self.share] for h in memory.hidden), memory.seen)
         self.done, self.seconds, self.curve = progress.step, progress.seconds, list(progress.curve)
         self.since = torch.tensor(progress.since)  # sums of loss, accuracy and steps
+
+    def manifest(self) -> dict[str, Any]:
+        """Where the run's results come from: machine and versions, seed, text, device."""
+        return self.origin | {
+            "seed": self.config.seed,
+            "data_sha256": self.sha256,
+            "device": str(self.accelerator.device),
+            "precision": self.accelerator.mixed_precision,
+            "processes": self.world,
+        }
 
     @property
     def share(self) -> slice:
@@ -204,12 +215,12 @@ def train(config: Config, out: str | Path, *, text: str | None = None, progress:
         trainer.run(progress, stop)
     if not trainer.accelerator.is_main_process:
         return {}
-    results = summarise(trainer, text)
+    results = summarise(trainer)
     write_whole(out / checkpoint.RESULTS, (json.dumps(results, indent=2) + "\n").encode())
     return results
 
 
-def summarise(trainer: Trainer, text: str) -> dict[str, Any]:
+def summarise(trainer: Trainer) -> dict[str, Any]:
     """The finished run's validation figures in float32, both ways; its curve, configuration and manifest."""
     model = checkpoint.load_model(trainer.out, trainer.accelerator.device)
     config, ids = trainer.config, trainer.validation_ids
@@ -226,14 +237,7 @@ def summarise(trainer: Trainer, text: str) -> dict[str, Any]:
         "characters_per_second": config.steps * config.batch * config.context / trainer.seconds,
         "curve": trainer.curve,
         "config": dataclasses.asdict(config),
-        "manifest": trainer.origin
-        | {
-            "seed": config.seed,
-            "data_sha256": hashlib.sha256(text.encode()).hexdigest(),
-            "device": str(trainer.accelerator.device),
-            "precision": trainer.accelerator.mixed_precision,
-            "processes": trainer.world,
-        },
+        "manifest": trainer.manifest(),
     }
 
 
