@@ -56,13 +56,23 @@ def train(preset: str, cell: str | None, out: Path | None, path: Path | None, **
     from rcmha_lite.training import train as run
 
     given = {name: value for name, value in fields.items() if value is not None}
-    config = PRESETS[preset].replace(**CELLS.get(cell or "", {}) | given)
+    config = PRESETS[preset].replace(**(cell_fields(cell, PRESETS[preset]) if cell else {}) | given)
     results = run(config, out or Path("runs") / preset, text=load_tiny_shakespeare(path))
     if results:
         click.echo(
             f"validation loss {results['val_loss']:.4f}, accuracy {results['val_accuracy']:.4f} "
             f"after {results['seconds']:.0f} s; results in {(out or Path('runs') / preset) / 'results.json'}"
         )
+
+
+def cell_fields(cell: str, preset: Config) -> dict[str, Any]:
+    """What a cell changes in a preset: a relative encoding stays the preset's own, absolute ones end with the context."""
+    fields = dict(CELLS[cell])
+    if fields["position"].startswith("relative") and preset.position.startswith("relative"):
+        del fields["position"]
+    elif not fields["position"].startswith("relative") and not preset.memory:
+        fields["window"] = min(preset.window, preset.context)
+    return fields
 
 
 @cli.command()
@@ -146,6 +156,8 @@ def main() -> None:
     except Exception as error:
         if type(error).__module__.startswith(("torch._inductor", "torch._dynamo")):
             fail(f"torch.compile failed ({str(error).strip().splitlines()[0]}): give --no-compile", 1)
+        if type(error).__name__ == "OutOfMemoryError" or "allocate memory" in str(error):
+            fail("not enough memory: give a smaller batch, context or width", 1)
         if not foreseen(error):
             raise
         fail(str(error), 130 if type(error).__name__ == "Interrupted" else 1)

@@ -43,8 +43,7 @@ def flops(model: LanguageModel, ids: Int[Tensor, "batch time"], *, backward: boo
     with plain, FlopCounterMode(display=False) as counter, torch.set_grad_enabled(backward):
         logits, _ = model(ids)
         if backward:
-            logits.sum().backward()
-    model.zero_grad()
+            torch.autograd.grad(logits.sum(), list(model.parameters()), allow_unused=True)
     counts = {str(operation): count for operation, count in counter.get_flop_counts()["Global"].items()}
     # PyTorch counts the backward pass of a depth-wise convolution as if it mixed channels: it is two forward ones.
     counts["aten.convolution_backward"] = 2 * counts.get("aten.convolution", 0) if backward else 0

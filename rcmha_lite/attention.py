@@ -30,7 +30,7 @@ def attention_weights(
     scores = q @ k.transpose(-1, -2)
     if bias is not None:
         scores = scores + bias
-    scores = scores * (scale or q.shape[-1] ** -0.5)
+    scores = scores * (q.shape[-1] ** -0.5 if scale is None else scale)
     if q.shape[2] > 1:  # one query is the last position: it may see every key
         scores = scores.masked_fill(~causal_mask(q.shape[2], k.shape[2], q.device), float("-inf"))
     return scores.softmax(dim=-1)
@@ -63,7 +63,7 @@ def fused_attention(
     matrix product that starts from the mask is taken instead.
     """
     queries, keys, width, d_head = q.shape[2], k.shape[2], q.shape[3], v.shape[3]
-    scale = scale or width**-0.5
+    scale = width**-0.5 if scale is None else scale
     if queries <= 4:  # the next positions of a stream, a tiny segment: nothing worth fusing
         return attention(q, k, v, bias, scale=scale)
     hidden = ~causal_mask(queries, keys, q.device)
@@ -88,6 +88,7 @@ class AttentionCache:
 
     Keys and values stand in buffers with room to spare, so that a new one is written and the old ones stay. At most
     ``limit`` are kept, the oldest dropped first; None keeps all. ``seen`` counts every position so far.
+    For inference: no gradient passes through what is kept. Kernels go on across pieces, whatever ``fresh_queries`` says.
     """
 
     limit: int | None = None
@@ -105,6 +106,9 @@ class AttentionCache:
     @torch.no_grad()
     def extend(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Append keys and values ``[batch, heads, time, width]``, and return all that this call may see."""
+        if self._keys is not None and keys.shape[:2] != self._keys.shape[:2]:
+            theirs, ours = tuple(keys.shape[:2]), tuple(self._keys.shape[:2])
+            raise ValueError(f"a piece of batch and heads {theirs} does not continue a stream of {ours}")
         stop = self._stop + keys.shape[2]
         if self._keys is None or self._values is None or stop > self._keys.shape[2]:
             kept = slice(self._start, self._stop)
@@ -181,14 +185,13 @@ class MultiHeadAttention(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """The last ``queries`` queries (None: all), keys, values and score bias of every head; the cache moves on."""
         queries = context.shape[1] if queries is None else queries
+        if cache is not None and queries < context.shape[1]:
+            raise ValueError("a stream is continued from a memory or from a cache: give one of them")
         if queries < context.shape[1] and self.fresh_queries:
             q, kv = self.project(last(context, queries), "q")[1], self.project(context, "kv")[1]
             parts = [q, *kv.chunk(2, dim=-1)]
         else:
             raw, qkv = self.project(context, "qkv", cache.history if cache is not None else None)
-            if cache is not None and self.convolution:
-                past = raw if cache.history is None else torch.cat((cache.history, raw), dim=1)
-                cache.history = past[:, past.shape[1] - min(self.convolution.kernel_size - 1, past.shape[1]) :]
             parts = list(qkv.chunk(3, dim=-1))
             parts[0] = last(parts[0], queries)
         q, k, v = (part.unflatten(-1, (self.n_heads, self.d_head)).transpose(1, 2) for part in parts)
@@ -196,9 +199,15 @@ class MultiHeadAttention(nn.Module):
         if self.position:
             q = self.position.queries(q, start + k.shape[2] - q.shape[2])
             k = self.position.keys(k, start)
+        seen = k.shape[2] + (len(cache) if cache is not None else 0)
+        bias = self.position.bias(plain, seen) if self.position else None  # a table may refuse, before the cache moves
         if cache is not None:
+            if self.convolution:
+                past = raw if cache.history is None else torch.cat((cache.history, raw), dim=1)
+                kept = min(self.convolution.kernel_size - 1, past.shape[1])
+                cache.history = past[:, past.shape[1] - kept :].detach()
             k, v = cache.extend(k, v)
-        return q, k, v, self.position.bias(plain, k.shape[2]) if self.position else None
+        return q, k, v, bias
 
     def weights(
         self, x: Float[Tensor, "batch time d_model"], memory: Float[Tensor, "batch past d_model"] | None = None

@@ -16,7 +16,7 @@ class CorpusUnavailable(RuntimeError):  # noqa: N818 (the name says the state)
 
 def cache_folder() -> Path:
     """The platform's cache folder for this package, or the one that `RCMHA_CACHE` names."""
-    return Path(os.environ.get("RCMHA_CACHE") or pooch.os_cache("rcmha_lite")).expanduser()
+    return Path(os.path.expanduser(os.environ.get("RCMHA_CACHE") or pooch.os_cache("rcmha_lite")))
 
 
 def verified(data: bytes, sha256: str) -> bytes:

@@ -22,12 +22,14 @@ class CheckpointError(RuntimeError):
 
 class Progress(NamedTuple):
     """What a run has done: optimiser steps, seconds of training, its learning curve (a dict a validation), and the
-    sums of loss, accuracy and steps since the curve's last point."""
+    sums of loss, accuracy and steps since the curve's last point. ``origins``: the manifest of each program, machine
+    and text that had a part in it, the first one first."""
 
     step: int = 0
     seconds: float = 0.0
     curve: tuple[dict[str, float], ...] = ()
     since: tuple[float, ...] = (0.0, 0.0, 0.0)
+    origins: tuple[dict[str, Any], ...] = ()
 
 
 def save_weights(folder: Path, model: LanguageModel) -> None:
@@ -76,13 +78,33 @@ def save_training(
 def load_training(
     folder: Path, model: LanguageModel, optimizers: list[torch.optim.Optimizer]
 ) -> tuple[Memory | None, Progress]:
-    """Put a stopped run's state back; a folder without one starts afresh. CheckpointError if it is another's."""
+    """Put a stopped run's state back; a folder without one, or without a step, starts afresh.
+
+    CheckpointError if the folder holds another run, or a finished one that cannot go on.
+    """
     if not (folder / TRAINING).is_file():
+        if (folder / RESULTS).exists():
+            raise CheckpointError(f"{folder} holds a finished run without its {TRAINING}: name another --out folder")
         return None, Progress()
     tensors, metadata = _read(folder / TRAINING)
-    if "state" not in metadata:
-        raise CheckpointError(f"{folder / TRAINING} is not a checkpoint of this program: name another --out folder")
-    state = json.loads(metadata["state"])
+    try:
+        return _restore(folder, tensors, json.loads(metadata["state"]), model, optimizers)
+    except (KeyError, ValueError, RuntimeError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        foreign = f"{folder / TRAINING} is not a checkpoint of this program, or damaged"
+        raise CheckpointError(f"{foreign} ({_brief(error)}): name another --out folder") from error
+
+
+def _restore(
+    folder: Path,
+    tensors: dict[str, Tensor],
+    state: dict[str, Any],
+    model: LanguageModel,
+    optimizers: list[torch.optim.Optimizer],
+) -> tuple[Memory | None, Progress]:
+    if not state["step"]:  # nothing is lost: advice such as --no-compile can be followed in the same folder
+        return None, Progress()
     _require_same(Config.from_json(state["config"], folder / TRAINING), model.config, folder)
     model.load_state_dict({n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")})
     for n, optimizer in enumerate(optimizers):
@@ -95,7 +117,10 @@ def load_training(
         optimizer.load_state_dict(whole)
     device = next(model.parameters()).device
     memory = Memory(tensors["memory"].to(device).unbind(), state["seen"]) if "memory" in tensors else None
-    return memory, Progress(state["step"], state["seconds"], tuple(state["curve"]), tuple(state["since"]))
+    progress = Progress(
+        state["step"], state["seconds"], tuple(state["curve"]), tuple(state["since"]), tuple(state.get("origins", ()))
+    )
+    return memory, progress
 
 
 def _require_same(theirs: Config, ours: Config, folder: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args, get_type_hints
 
 Position = Literal["none", "absolute-sinusoidal", "absolute-learned", "relative-sinusoidal", "relative-learned"]
 Activation = Literal["relu", "relu2", "gelu"]
+Projections = Literal["q", "k", "v", "qk", "qv", "kv", "qkv"]
 KernelInit = Literal["identity", "primer", "pytorch"]
 
 
@@ -22,7 +23,7 @@ class Config:
 
     position: Position = choice("relative-sinusoidal", "how the model knows where a token is")
     kernel_size: int = choice(3, "taps of the convolution on the projections; 0 leaves it out", 0)
-    convolve: str = choice("qkv", "projections to convolve: some of q, k and v")
+    convolve: Projections = choice("qkv", "projections to convolve: some of q, k and v")
     shared_kernels: bool = choice(True, "one kernel per head channel for all heads, or separate kernels")
     kernel_bias: bool = choice(True, "a bias in the convolution")
     kernel_init: KernelInit = choice("identity", "what the kernels start as")
@@ -91,6 +92,8 @@ class Config:
         for name, kind in (("d_model", "absolute-sinusoidal"), ("d_position", "relative-sinusoidal")):
             if self.position == kind and getattr(self, name) % 2:
                 raise ValueError(f"{name} {getattr(self, name)} is odd: {kind} positions need an even number")
+        if self.schedule == "noam" and self.optimizer == "muon":
+            raise ValueError("schedule noam is made for Adam's rate: give optimizer adam or adamw, or schedule linear")
         if self.memory and self.accumulate > 1:
             raise ValueError("memory follows whole batches: with memory, accumulate must be 1")
 
@@ -125,7 +128,8 @@ CELLS: dict[str, dict[str, Any]] = {
     "rmha": {"position": "relative-sinusoidal", "kernel_size": 0},
     "rcmha": {"position": "relative-sinusoidal", "kernel_size": 3},
 }
-"""The grid, position × convolution: what each name changes in a configuration."""
+"""The grid, position × convolution: what each name changes in a configuration. The kernels of ``mdha`` stay those of
+the preset (shared, from the identity), so that cells differ in nothing else; ``attention.mdha`` has Primer's."""
 
 PRESETS: dict[str, Config] = {
     "tiny": Config(

@@ -3,8 +3,10 @@
 import io
 import os
 import string
+import time
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pooch
@@ -19,6 +21,7 @@ from rcmha_lite.plays import load_unseen_plays as load_unseen_plays
 URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
 DOWNLOAD_SECONDS = 5.0  # to connect, and between two pieces of the answer
+DOWNLOAD_SECONDS_IN_ALL = 60.0
 SHAKESPEARE_CHARACTERS = "\n !$&',-.3:;?" + string.ascii_uppercase + string.ascii_lowercase
 
 
@@ -32,7 +35,7 @@ def load_tiny_shakespeare(path: str | Path | None = None) -> str:
     named = path if path is not None else os.environ.get("RCMHA_TINY_SHAKESPEARE")
     if named:
         try:
-            return cache.verified(Path(named).expanduser().read_bytes(), SHA256).decode("ascii")
+            return cache.verified(Path(os.path.expanduser(named)).read_bytes(), SHA256).decode("ascii")
         except (OSError, CorpusUnavailable) as error:
             raise CorpusUnavailable(
                 f"The file you named, {str(named)!r}, is not Tiny Shakespeare: {error}. "
@@ -50,8 +53,21 @@ def load_tiny_shakespeare(path: str | Path | None = None) -> str:
         ) from None
 
 
+class _Impatient(io.BytesIO):
+    """A buffer that gives up on a server that sends, but never comes to an end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.until = time.monotonic() + DOWNLOAD_SECONDS_IN_ALL
+
+    def write(self, data: Any, /) -> int:
+        if time.monotonic() > self.until:
+            raise TimeoutError(f"it took more than {DOWNLOAD_SECONDS_IN_ALL:g} s")
+        return super().write(data)
+
+
 def _download() -> bytes:
-    text = io.BytesIO()
+    text = _Impatient()
     pooch.HTTPDownloader(timeout=DOWNLOAD_SECONDS)(URL, text, None)
     return text.getvalue()
 

@@ -34,8 +34,11 @@ def evaluate(
     Windows of ``window`` inputs lie side by side and every position is scored, nanoGPT's way; the first positions
     of each have little context. ``sliding`` windows overlap by half, and only the second half is scored (of the
     first window, all). A model with memory reads each window segment by segment, its memory empty at the start.
+    ValueError for fewer than two ids, or a window or batch below 1.
     """
     inputs, targets = ids[:-1], ids[1:]
+    if window < 1 or batch < 1:
+        raise ValueError(f"window {window} and batch {batch} must be at least 1")
     if not len(inputs):
         raise ValueError(f"{len(ids)} characters leave nothing to predict: give at least 2")
     spans, done = [], 0
@@ -45,17 +48,19 @@ def evaluate(
         spans.append((start, stop - start, done - start))
         done = stop
     training, device = model.training, next(model.parameters()).device
-    model.eval()
     loss, right = 0.0, 0
-    for (length, skip), group in groupby(spans, key=lambda span: span[1:]):
-        starts = torch.tensor([start for start, *_ in group])
-        for some in starts.split(batch):
-            at = some[:, None] + torch.arange(length)
-            logits = read_window(model, inputs[at].to(device))[:, skip:].flatten(0, 1).float()
-            wanted = targets[at[:, skip:]].flatten().to(device)
-            loss += F.cross_entropy(logits, wanted, reduction="sum").item()
-            right += int((logits.argmax(dim=-1) == wanted).sum())
-    model.train(training)
+    model.eval()
+    try:
+        for (length, skip), group in groupby(spans, key=lambda span: span[1:]):
+            starts = torch.tensor([start for start, *_ in group])
+            for some in starts.split(batch):
+                at = some[:, None] + torch.arange(length)
+                logits = read_window(model, inputs[at].to(device))[:, skip:].flatten(0, 1).float()
+                wanted = targets[at[:, skip:]].flatten().to(device)
+                loss += F.cross_entropy(logits, wanted, reduction="sum").item()
+                right += int((logits.argmax(dim=-1) == wanted).sum())
+    finally:
+        model.train(training)
     return Evaluation(loss / len(inputs), right / len(inputs), len(inputs))
 
 

@@ -4,6 +4,7 @@ Each takes the reader's function and raises AssertionError, saying what differs,
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -17,13 +18,24 @@ from rcmha_lite.model import LanguageModel
 Attend = Callable[[Tensor], Tensor]
 
 
-def assert_same(yours: Tensor, expected: Tensor, what: str, tolerance: float = 1e-9) -> None:
+def assert_same(yours: Any, expected: Tensor, what: str, tolerance: float = 1e-9) -> None:
     """Same shape, and no element further than ``tolerance`` (in float32 at least 1e-5) from the expected one."""
-    assert isinstance(yours, Tensor), f"{what}: expected a tensor, found {type(yours).__name__}"
-    assert yours.shape == expected.shape, f"{what}: expected shape {tuple(expected.shape)}, found {tuple(yours.shape)}"
+    assert_shape(yours, tuple(expected.shape), what)
     worst = (yours.double() - expected.double()).abs().max().item() if expected.numel() else 0.0
     tolerance = tolerance if yours.dtype == torch.float64 else max(tolerance, 1e-5)
     assert worst <= tolerance, f"{what}: the largest difference from the expected values is {worst:.3g}"
+
+
+def assert_shape(yours: Any, shape: tuple[int, ...], what: str) -> None:
+    """A tensor of this shape: not a number, and not nothing."""
+    assert isinstance(yours, Tensor), f"{what}: expected a tensor, found {type(yours).__name__}"
+    assert yours.shape == shape, f"{what}: expected shape {shape}, found {tuple(yours.shape)}"
+
+
+def answered(found: Any) -> Any:
+    """What the reader's function returned, if it returned something."""
+    assert found is not None, "your function returned nothing: does it end with return?"
+    return found
 
 
 def random(*shape: int, seed: int = 0) -> Float[Tensor, "..."]:
@@ -33,6 +45,7 @@ def random(*shape: int, seed: int = 0) -> Float[Tensor, "..."]:
 
 def check_bigram(count: Callable[[str], dict[str, str]]) -> str:
     """``count(text)`` gives, for each character that has a successor, its most frequent successor."""
+    answered(count("aab"))
     assert count("aab") == {"a": "a"} or count("aab") == {"a": "b"}, "in 'aab', a is followed once by a, once by b"
     for text, favourite in (("abacab", "b"), ("abacacad", "c")):  # neither the first nor the last that follows a
         expected = {"a": favourite, "b": "a", "c": "a"}
@@ -44,12 +57,12 @@ def check_accuracy(accuracy: Callable[[Tensor, Tensor], float]) -> str:
     """``accuracy(logits, targets)`` is the share of positions whose largest logit is the target's."""
     logits = torch.tensor([[[0.1, 2.0, 0.3], [1.0, 0.0, 0.5]]])
     for targets, expected in (([[1, 0]], 1.0), ([[1, 2]], 0.5), ([[0, 2]], 0.0)):
-        found = float(accuracy(logits, torch.tensor(targets)))
+        found = float(answered(accuracy(logits, torch.tensor(targets))))
         assert found == expected, f"targets {targets} should score {expected}, you found {found}"
     logits = random(2, 3, 5)
     favourites = logits.argmax(dim=-1)
     favourites[1] = (favourites[1] + 1) % 5
-    found = float(accuracy(logits, favourites))
+    found = float(answered(accuracy(logits, favourites)))
     assert found == 0.5, f"of two windows, one all right and one all wrong, you found {found}"
     return "Right: accuracy counts exact hits and nothing else."
 
@@ -61,7 +74,7 @@ def check_weights(weights: Callable[[Tensor, Tensor], Tensor]) -> str:
         yours, expected = weights(q, k), torch.zeros(time, time, dtype=torch.float64)
         for i in range(time):
             expected[i, : i + 1] = (k[: i + 1] @ q[i] / d**0.5).softmax(dim=0)
-        assert yours.shape == expected.shape, f"expected {time} × {time} weights, found {tuple(yours.shape)}"
+        assert_shape(yours, (time, time), "the weights")
         future = yours.triu(1).abs().max().item()
         assert future == 0, f"a query puts weight {future:.3g} on a later key: mask before the softmax"
         assert_same(yours.sum(dim=1), torch.ones(time, dtype=torch.float64), "the weights of each query must sum to 1")
@@ -74,7 +87,7 @@ def check_causal(attend: Attend, *, width: int = 16, times: Sequence[int] = (1, 
     moved = 0.0
     for time in times:
         x = random(2, time, width)
-        y = attend(x)
+        y = answered(attend(x))
         for t in range(time):
             changed = x.clone()
             changed[:, t] += random(2, width, seed=t + 1)
@@ -105,8 +118,7 @@ def check_shift(shift: Callable[[Tensor], Tensor], *, memory: int = 0) -> str:
     for time in (1, 2, 6):
         by_distance = random(time, memory + time)
         yours = shift(by_distance)
-        expected = tuple(by_distance.shape)
-        assert yours.shape == expected, f"expected shape {expected}, found {tuple(yours.shape)}"
+        assert_shape(yours, tuple(by_distance.shape), "the shifted scores")
         for i in range(time):
             for j in range(memory + i + 1):
                 delta = memory + i - j
@@ -121,7 +133,7 @@ def check_factors(phi: Callable[[Tensor, Tensor], Tensor]) -> str:
     delta = i[:, None] - j
     expected = a[:, :1] * delta.sin() + a[:, 1:] * delta.cos()
     yours = phi(a, i)
-    assert yours.shape == a.shape, f"expected shape {tuple(a.shape)}, found {tuple(yours.shape)}"
+    assert_shape(yours, tuple(a.shape), "φ of the queries")
     assert_same(yours @ torch.stack((j.sin(), j.cos())), expected, "scores of 7 queries and 5 keys")
     return "Right: what knows i stands on one side, what knows j on the other."
 
@@ -132,7 +144,7 @@ def check_flops(count: Callable[[Config, int], float]) -> str:
         for time in (16, 128):
             config = PRESETS["laptop"].replace(**changes, window=128)
             expected = flops(LanguageModel(config), torch.zeros(1, time, dtype=torch.long))
-            found = count(config, time)
+            found = answered(count(config, time))
             what = (
                 f"{cell} over {time} characters: expected {expected:,} within one in a thousand, you counted {found:,}"
             )
@@ -167,6 +179,6 @@ def check_interval(interval: Callable[[Sequence[float], float], tuple[float, flo
         ([1.0, 2.0, 3.0], 3**0.5, (1.0, 3.0)),
         ([-2.0, 0.0, 0.0, 2.0], 3**0.5, (-(2**0.5), 2**0.5)),
     ):
-        found = torch.tensor([float(end) for end in interval(differences, t)])
+        found = torch.tensor([float(end) for end in answered(interval(differences, t))])
         assert_same(found, torch.tensor(expected), f"the ends for {differences} and t = {t:.3f}", 1e-5)
     return "Right: the mean, give or take t standard errors."

@@ -1,7 +1,7 @@
 """Every figure of the book: data in, matplotlib figure out. Titles state findings, so the chapters give them."""
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,13 @@ def panel(title: str, x: str, y: str, *, size: tuple[float, float] = (7.0, 3.4))
     return figure, axes
 
 
+def coloured(series: Mapping[str, Any]) -> Iterator[tuple[str, Any, str]]:
+    """Names, values and a colour each; ValueError for more series than there are colours to tell apart."""
+    if len(series) > len(CYCLE):
+        raise ValueError(f"{len(series)} series have {len(CYCLE)} colours: draw fewer")
+    return ((name, values, colour) for (name, values), colour in zip(series.items(), CYCLE, strict=False))
+
+
 def lines(
     title: str,
     x_label: str,
@@ -43,7 +50,7 @@ def lines(
         axes.set_xticks(x, [f"{value:g}" for value in x])
     if "y" in log:
         axes.set_yscale("log")
-    for (name, y), colour in zip(curves.items(), CYCLE, strict=False):
+    for name, y, colour in coloured(curves):
         axes.plot(x, y, color=colour, marker="o" if markers else None, markersize=4, label=name)
     if level:
         axes.axhline(level[1], color=GREY, linestyle="--", linewidth=1, label=level[0])
@@ -78,6 +85,8 @@ def matrices(
         if ticks:
             axes.set_xticks(range(matrix.shape[1]), ticks[: matrix.shape[1]])
             axes.set_yticks(range(matrix.shape[0]), ticks[: matrix.shape[0]])
+    for axes in all_axes.flat[len(panels) :]:
+        axes.set_visible(False)
     figure.colorbar(image, ax=all_axes, shrink=0.8, label=unit)
     return figure
 
@@ -100,7 +109,7 @@ def compared(title: str, x_label: str, series: Mapping[str, Mapping[str, float]]
     parts = list(next(iter(series.values())))
     figure, axes = panel(title, x_label, "", size=(7.0, 0.8 + 0.45 * len(parts)))
     height = 0.8 / len(series)
-    for n, ((name, values), colour) in enumerate(zip(series.items(), CYCLE, strict=False)):
+    for n, (name, values, colour) in enumerate(coloured(series)):
         places = [place + (n - (len(series) - 1) / 2) * height for place in range(len(parts))]
         axes.barh(places, [values[part] for part in parts], height, color=colour, label=name)
     axes.set_yticks(range(len(parts)), parts)

@@ -1,5 +1,6 @@
 """Text from a model: one character at a time, each computed from cached keys and values."""
 
+import math
 from collections.abc import Iterator
 
 import torch
@@ -33,16 +34,22 @@ def next_probabilities(
         raise ValueError(f"top_p {top_p} is not a probability above 0")
     if temperature == 0:
         top_k, temperature = 1, 1.0
-    below = logits.double() - logits.max(dim=-1, keepdim=True).values  # 0 at best, however small the temperature
-    probabilities = (below / temperature).softmax(dim=-1).to(logits.dtype)
+    if not bool(logits.max(dim=-1).values.isfinite().all()):
+        raise ValueError("the largest logit is not a finite number: the model diverged in training")
+    below = (
+        logits.double() - logits.max(dim=-1, keepdim=True).values.double()
+    )  # 0 at best, however small the temperature
+    probabilities = (below / temperature).softmax(dim=-1)
     ordered, order = probabilities.sort(dim=-1, descending=True, stable=True)
     before = ordered.cumsum(dim=-1) - ordered
-    keep = before < (1.0 if top_p is None else top_p)
+    keep = before < (math.inf if top_p is None else top_p)
     if top_k is not None:
         keep[..., top_k:] = False
     keep[..., 0] = True
     ordered = ordered * keep
-    return torch.zeros_like(probabilities).scatter(-1, order, ordered / ordered.sum(dim=-1, keepdim=True))
+    return (
+        torch.zeros_like(probabilities).scatter(-1, order, ordered / ordered.sum(dim=-1, keepdim=True)).to(logits.dtype)
+    )
 
 
 @torch.no_grad()
@@ -75,7 +82,9 @@ def generate_ids(
         seen = prompt.tolist()
         unread, cache = seen[-window:], model.new_cache(window - 1)
         for _ in range(length):
-            if config.fresh_queries and config.memory:  # segments matter: read them as training does
+            if (
+                config.fresh_queries and config.kernel_size and config.memory
+            ):  # segments matter: read them as training does
                 start = -(-max(0, len(seen) - window) // config.context) * config.context
                 out = read_window(model, torch.tensor([seen[start:]], device=device))
             else:

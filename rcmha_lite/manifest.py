@@ -12,7 +12,7 @@ import torch
 
 
 def manifest() -> dict[str, Any]:
-    """The commit (marked ``+changes`` if the tree differs from it), versions and hardware of this process."""
+    """The commit (marked ``+changes`` if tracked files of the package differ from it), versions and hardware of this process."""
     return {
         "commit": _commit(),
         "python": platform.python_version(),
@@ -39,6 +39,9 @@ def _commit() -> str | None:
         return subprocess.run(("git", *arguments), cwd=folder, capture_output=True, text=True, check=True).stdout
 
     try:
+        git(
+            "ls-files", "--error-unmatch", Path(__file__).name
+        )  # installed within another project, that one's says nothing
         return git("rev-parse", "HEAD").strip() + ("+changes" if git("status", "--porcelain", "-uno", ".") else "")
     except (OSError, subprocess.CalledProcessError):
         return None

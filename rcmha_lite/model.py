@@ -97,7 +97,7 @@ class Block(nn.Module):
         cache: AttentionCache | None = None,
     ) -> Float[Tensor, "batch queries d_model"]:
         """The last ``queries`` positions of ``context`` (all, unless given), answered; those before are memory."""
-        queries = queries or context.shape[1]
+        queries = context.shape[1] if queries is None else queries
         x = last(context, queries) + self.dropout(self.attention.attend(self.attention_norm(context), queries, cache))
         return x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
 
@@ -147,7 +147,7 @@ class LanguageModel(nn.Module):
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
         if isinstance(module, nn.Embedding) and self.config.tie_embeddings:
-            nn.init.normal_(module.weight, std=self.config.d_model**-0.5)
+            nn.init.normal_(module.weight, std=self.config.d_model**-0.5, generator=generator)
         if isinstance(module, MultiHeadAttention | FeedForward) and self.config.zero_output:
             nn.init.zeros_(module.output.weight)
 
@@ -162,6 +162,8 @@ class LanguageModel(nn.Module):
 
         ``memory`` (training, evaluation) holds hidden states, ``cache`` (generation) keys and values; give one.
         """
+        if not ids.shape[1] or (memory and cache):
+            raise ValueError("give at least one id, and a memory or a cache, not both")
         seen = memory.seen if memory else cache[0].seen if cache else 0
         x = self.embedding(ids)
         x = self.dropout(self.position(x, seen) if self.position else x)

@@ -83,7 +83,7 @@ class Trainer:
         self.accelerator = Accelerator(
             mixed_precision="bf16" if half else "no", cpu=cpu, gradient_accumulation_steps=config.accumulate
         )
-        self.config, self.out, self.origin = config, out, manifest()
+        self.config, self.out = config, out
         self.world, self.rank = self.accelerator.num_processes, self.accelerator.process_index
         if config.batch % (self.world * config.accumulate):
             parts = f"{self.world} processes × accumulate {config.accumulate}"
@@ -91,7 +91,6 @@ class Trainer:
         tokenizer = CharTokenizer()
         if config.vocabulary != len(tokenizer):
             raise ValueError(f"vocabulary {config.vocabulary} does not fit a text of {len(tokenizer)} characters")
-        self.sha256 = hashlib.sha256(text.encode()).hexdigest()
         self.train_ids, self.validation_ids = split(tokenizer.encode(text))
         torch.manual_seed(config.seed)
         self.model = LanguageModel(config)
@@ -102,19 +101,25 @@ class Trainer:
             self.runner = torch.compile(self.runner)
         self.memory: Memory | None = None
         self.batch(0)  # a text that is too short says so before anything is written
+        if len(self.validation_ids) < 2:
+            raise ValueError(f"a text of {len(text)} characters leaves nothing to validate: give a longer one")
         memory, progress = checkpoint.load_training(out, self.model, self.optimizers)
         self.memory = memory and Memory(tuple(h[self.share] for h in memory.hidden), memory.seen)
         self.done, self.seconds, self.curve = progress.step, progress.seconds, list(progress.curve)
         self.since = torch.tensor(progress.since)  # sums of loss, accuracy and steps
+        origin = manifest() | {"data_sha256": hashlib.sha256(text.encode()).hexdigest()}
+        if any(earlier["data_sha256"] != origin["data_sha256"] for earlier in progress.origins):
+            raise checkpoint.CheckpointError(f"{out} holds a run on another text: name another --out folder")
+        self.origins = [*progress.origins, *([] if origin in progress.origins else [origin])]
 
     def manifest(self) -> dict[str, Any]:
-        """Where the run's results come from: machine and versions, seed, text, device."""
-        return self.origin | {
+        """Where the run's results come from: machine and versions, seed, text, device; what differed when resumed."""
+        return self.origins[0] | {
             "seed": self.config.seed,
-            "data_sha256": self.sha256,
             "device": str(self.accelerator.device),
             "precision": self.accelerator.mixed_precision,
             "processes": self.world,
+            **({"resumed": self.origins[1:]} if self.origins[1:] else {}),
         }
 
     @property
@@ -158,7 +163,9 @@ class Trainer:
         """Checkpoint and weights, by the main process."""
         memory = self.memory and Memory(self.accelerator.gather(self.memory.hidden), self.memory.seen)
         if self.accelerator.is_main_process:
-            progress = Progress(self.done, self.seconds, tuple(self.curve), tuple(self.since.tolist()))
+            progress = Progress(
+                self.done, self.seconds, tuple(self.curve), tuple(self.since.tolist()), tuple(self.origins)
+            )
             checkpoint.save_weights(self.out, self.model)  # first: a finished checkpoint has its weights
             checkpoint.save_training(self.out, self.model, self.optimizers, memory, progress)
 
@@ -195,6 +202,8 @@ class Trainer:
         """A point of the learning curve: training means since the last one, and the whole validation split."""
         loss, accuracy = (self.since[:2] / self.since[2]).tolist()
         found = evaluate(self.model, self.validation_ids, window=self.config.window)
+        if not math.isfinite(found.loss):
+            raise ValueError(f"the validation loss is {found.loss} at step {self.done}: give a lower learning rate")
         point = {"step": self.done, "train_loss": loss, "train_accuracy": accuracy}
         return point | {"val_loss": found.loss, "val_accuracy": found.accuracy}
 
@@ -209,6 +218,9 @@ def train(config: Config, out: str | Path, *, text: str | None = None, progress:
     """
     text, out = load_tiny_shakespeare() if text is None else text, Path(out)
     trainer = Trainer(config, out, text)
+    if trainer.done == config.steps and (out / checkpoint.RESULTS).is_file():
+        found: dict[str, Any] = json.loads((out / checkpoint.RESULTS).read_text(encoding="utf-8"))
+        return found
     with stop_requested() as stop:
         if not trainer.done:
             trainer.save()

@@ -8,7 +8,16 @@ from torch import nn
 from torch.nn import functional as F
 
 from rcmha_lite import attention, exercises, positions
-from rcmha_lite.attention import MultiHeadAttention, attention_weights, fused_attention, mdha, mha, rcmha, rmha
+from rcmha_lite.attention import (
+    AttentionCache,
+    MultiHeadAttention,
+    attention_weights,
+    fused_attention,
+    mdha,
+    mha,
+    rcmha,
+    rmha,
+)
 from rcmha_lite.convolution import HeadConvolution
 from rcmha_lite.positions import factorise, shift, sinusoids
 
@@ -202,3 +211,27 @@ def test_bfloat16_is_close(name):
     with torch.autocast("cpu", torch.bfloat16):
         rough = module(x)
     assert (rough.float() - exact).abs().max() < 0.02 * exact.abs().max()
+
+
+def test_a_stream_keeps_no_graph():
+    torch.manual_seed(0)
+    module, cache = rcmha(16, 2), AttentionCache()
+    for _ in range(3):
+        module(torch.randn(1, 4, 16), cache=cache)
+    assert not cache.history.requires_grad
+    assert all(not seen.requires_grad for seen in cache.extend(torch.zeros(1, 2, 1, 24), torch.zeros(1, 2, 1, 8)))
+
+
+def test_a_refused_piece_leaves_the_stream_as_it_was():
+    torch.manual_seed(0)
+    module = scrambled(rcmha(16, 2, distances=6))
+    text = torch.randn(1, 6, 16, dtype=torch.float64)
+    cache = AttentionCache()
+    first = module(text[:, :4], cache=cache)
+    with pytest.raises(IndexError, match="outside a table of 6 distances"):
+        module(torch.randn(1, 3, 16, dtype=torch.float64), cache=cache)
+    with pytest.raises(ValueError, match="does not continue a stream"):
+        cache.extend(torch.zeros(3, 2, 1, 8), torch.zeros(3, 2, 1, 8))
+    with pytest.raises(ValueError, match="give one of them"):
+        module(text[:, 4:], text[:, :4], cache=cache)
+    close(torch.cat((first, module(text[:, 4:], cache=cache)), dim=1), module(text))

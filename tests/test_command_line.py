@@ -95,6 +95,7 @@ BAD = {
     "bad value": (["train", "--layers", "many"], "'many' is not a valid integer"),
     "bad choice": (["train", "--optimizer", "sgd"], "'sgd' is not one of"),
     "bad configuration": (["train", "--d-model", "130", "--n-heads", "8"], "d_model 130 is not divisible by n_heads 8"),
+    "unknown home": (["data", "--path", "~nosuchuser/x"], "is not Tiny Shakespeare"),
     "missing data": (["data", "--path", "nowhere.txt"], "nowhere.txt"),
     "no checkpoint": (["evaluate", "--checkpoint", "nowhere"], "nowhere holds no config.json"),
     "no prompt": (["sample", "--checkpoint", "RUN", "--prompt", ""], "the prompt is empty"),
@@ -108,7 +109,7 @@ def test_bad_input_gets_one_line(call, corpus, trained, tmp_path, monkeypatch, n
     words, message = BAD[name]
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("RCMHA_TINY_SHAKESPEARE", raising=False)
-    if name == "missing data":
+    if name in ("missing data", "unknown home"):
         monkeypatch.undo()
         monkeypatch.setattr(sys, "argv", [])
     status, out, err = call(*(str(trained) if word == "RUN" else word for word in words))
@@ -117,6 +118,32 @@ def test_bad_input_gets_one_line(call, corpus, trained, tmp_path, monkeypatch, n
     assert err.startswith("rcmha_lite: ")
     assert err.count("\n") == 1
     assert not out
+
+
+@pytest.mark.parametrize(
+    ("preset", "cell", "found"),
+    [
+        ("paper", "rmha", {"position": "relative-learned", "kernel_size": 0}),
+        ("paper", "rcmha", {"position": "relative-learned", "kernel_size": 3}),
+        ("laptop", "rmha", {"position": "relative-sinusoidal", "kernel_size": 0, "window": 256}),
+        ("laptop", "mdha", {"position": "absolute-sinusoidal", "kernel_size": 3, "window": 128}),
+    ],
+)
+def test_cells_of_a_preset(call, corpus, monkeypatch, preset, cell, found):
+    seen = []
+    monkeypatch.setattr("rcmha_lite.training.train", lambda config, *_, **__: seen.append(config))
+    assert call("train", "--preset", preset, "--cell", cell)[0] == 0
+    assert {name: getattr(seen[0], name) for name in found} == found
+
+
+def test_too_little_memory_gets_one_line(call, corpus, monkeypatch, tmp_path):
+    def fail(*_, **__):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes.")
+
+    monkeypatch.setattr("rcmha_lite.training.train", fail)
+    assert call("train", "--out", tmp_path) == (
+        1, "", "rcmha_lite: not enough memory: give a smaller batch, context or width\n",
+    )  # fmt: skip
 
 
 def test_checkpoint_of_another_configuration(call, corpus, tmp_path):

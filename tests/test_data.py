@@ -173,6 +173,26 @@ def test_hanging_server_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
             done.set()
 
 
+def test_dripping_server_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    done, start = threading.Event(), time.monotonic()
+
+    def drip(handler: BaseHTTPRequestHandler) -> None:
+        handler.send_response(200)
+        handler.end_headers()
+        while not done.wait(0.02) and time.monotonic() - start < 30:
+            handler.wfile.write(b"x" * 2048)
+
+    with serve(drip) as (url, _):
+        monkeypatch.setattr(data, "URL", url)
+        monkeypatch.setattr(data, "DOWNLOAD_SECONDS_IN_ALL", 0.2)
+        try:
+            with pytest.raises(CorpusUnavailable, match=r"it took more than 0.2 s"):
+                load_tiny_shakespeare()
+            assert time.monotonic() - start < 10, "the limit is 0.2 s"
+        finally:
+            done.set()
+
+
 def test_wrong_rebuild_is_refused(cached: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plays, "rebuild_tiny_shakespeare", lambda: BYTES[1:])
     with pytest.raises(CorpusUnavailable, match=r"rebuild from the plays: \d+ bytes have SHA-256"):

@@ -71,3 +71,16 @@ def test_mode_comes_back_and_dropout_is_off():
 def test_too_short():
     with pytest.raises(ValueError, match="1 characters leave nothing to predict"):
         evaluate(model(), ids[:1])
+
+
+@pytest.mark.parametrize("sizes", [{"window": 0}, {"batch": 0}])
+def test_windows_without_characters_are_refused(sizes):
+    with pytest.raises(ValueError, match="must be at least 1"):
+        evaluate(model(), ids, **sizes)
+
+
+def test_mode_comes_back_after_an_error():
+    network = model(position="absolute-learned", context=16, window=16).train()
+    with pytest.raises(IndexError):
+        evaluate(network, ids, window=50)
+    assert network.training

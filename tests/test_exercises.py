@@ -125,3 +125,13 @@ def test_wrong_answers_fail(name):
     check, answer = WRONG[name]
     with pytest.raises(AssertionError, match=r"\w"):
         check(answer)
+
+
+@pytest.mark.parametrize(
+    "check",
+    sorted({c for c, _ in RIGHT if c.__name__ != "<lambda>"}, key=lambda c: c.__name__),
+    ids=lambda c: c.__name__,
+)
+def test_an_unfinished_answer_is_told_so(check):
+    with pytest.raises(AssertionError, match=r"returned nothing|expected a tensor, found NoneType"):
+        check(lambda *_: None)

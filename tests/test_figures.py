@@ -70,3 +70,13 @@ def test_component_map_dashes_what_a_cell_lacks(lit):
     boxes = figures.component_map("finding", lit).axes[0].patches
     styles = [box.get_linestyle() for box in boxes if hasattr(box, "get_boxstyle") and box.get_boxstyle().pad == 0.05]
     assert styles.count("--") == 2 - len(lit)
+
+
+def test_more_series_than_colours_are_refused():
+    with pytest.raises(ValueError, match="5 series have 4 colours"):
+        figures.lines("too many", "x", "y", [1, 2], {str(n): [n, n] for n in range(5)})
+
+
+def test_matrices_leave_no_empty_axes():
+    figure = figures.matrices("five", {str(n): np.eye(2) for n in range(5)}, x="", y="")
+    assert sum(axes.get_visible() for axes in figure.axes) == 5 + 1  # and the scale

@@ -121,3 +121,14 @@ def test_bad_prompts():
         list(generate(model(), ""))
     with pytest.raises(ValueError, match="unknown characters 'é'"):
         list(generate(model(), "café"))
+
+
+def test_a_diverged_model_is_named():
+    with pytest.raises(ValueError, match="the model diverged in training"):
+        next_probabilities(torch.tensor([0.0, float("nan")]))
+
+
+def test_no_filter_drops_no_character():
+    logits = torch.tensor([40.0, 0.0, -20.0])
+    assert (next_probabilities(logits) > 0).all()
+    torch.testing.assert_close(next_probabilities(logits), logits.softmax(0))

@@ -210,7 +210,8 @@ def test_no_query_and_key_bias_equals_zero_bias(past):
         ({"position": "relative-learned", "window": 17}, "untrained beyond context 16"),
         ({"position": "absolute-sinusoidal", "window": 17}, "untrained beyond context 16"),
         ({"position": "absolute-sinusoidal", "d_model": 15, "n_heads": 3}, "d_model 15 is odd"),
-        ({"convolve": "x"}, "'x' must be some of q, k and v"),
+        ({"convolve": "x"}, "convolve 'x' is not one of q, k, v, qk"),
+        ({"schedule": "noam"}, "schedule noam is made for Adam's rate"),
         ({"d_position": 7}, "d_position 7 is odd"),
     ],
 )

@@ -174,9 +174,11 @@ def test_a_diverged_run_says_so_and_keeps_its_last_good_checkpoint(tmp_path):
 
 
 def test_a_foreign_checkpoint_is_refused(tmp_path):
-    (tmp_path / checkpoint.TRAINING).write_bytes(save({"a": torch.zeros(1)}))
-    with pytest.raises(CheckpointError, match="not a checkpoint of this program"):
-        train(FAST, tmp_path, text=TEXT, progress=False)
+    state = json.dumps({"step": 3, "config": FAST.to_json()})
+    for metadata in (None, {"state": "{}"}, {"state": "x"}, {"state": state}):
+        (tmp_path / checkpoint.TRAINING).write_bytes(save({"a": torch.zeros(1)}, metadata))
+        with pytest.raises(CheckpointError, match="not a checkpoint of this program, or damaged"):
+            train(FAST, tmp_path, text=TEXT, progress=False)
 
 
 def test_accumulation_equals_one_batch(tmp_path):
@@ -200,11 +202,48 @@ def test_results_are_those_of_the_saved_weights_and_say_where_they_are_from(tmp_
     assert Config(**results["config"]) == FAST
 
 
-def test_finished_run_is_not_trained_again(tmp_path):
+def test_finished_run_is_not_trained_again_and_keeps_its_origin(tmp_path, monkeypatch):
     first = train(FAST, tmp_path, text=TEXT, progress=False)
-    again = train(FAST, tmp_path, text=TEXT, progress=False)
-    assert again["val_loss"] == first["val_loss"]
-    assert again["seconds"] == first["seconds"]
+    monkeypatch.setattr(training, "manifest", lambda: {"commit": "another"})
+    assert train(FAST, tmp_path, text=TEXT, progress=False) == first
+    (tmp_path / checkpoint.TRAINING).unlink()
+    with pytest.raises(CheckpointError, match="holds a finished run without its training"):
+        train(FAST.replace(layers=2), tmp_path, text=TEXT, progress=False)
+
+
+def test_resumed_run_names_all_its_origins_and_refuses_another_text(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(training.Trainer, "validate", lambda self: (_ for _ in ()).throw(Interrupted("now")))
+        with pytest.raises(Interrupted):
+            train(FAST, tmp_path, text=TEXT, progress=False)
+    with pytest.raises(CheckpointError, match="holds a run on another text"):
+        train(FAST, tmp_path, text=TEXT[::-1], progress=False)
+    monkeypatch.setattr(training, "manifest", lambda: {"commit": "another"})
+    origin = train(FAST, tmp_path, text=TEXT, progress=False)["manifest"]
+    assert origin["commit"] != "another"
+    assert [later["commit"] for later in origin["resumed"]] == ["another"]
+
+
+def test_a_run_without_a_step_can_be_given_another_configuration(tmp_path, monkeypatch):
+    """As its own advice asks for: give --no-compile, or a lower learning rate."""
+    with monkeypatch.context() as patch:
+        patch.setattr(training.Trainer, "step", lambda self, step: (_ for _ in ()).throw(Interrupted("now")))
+        with pytest.raises(Interrupted):
+            train(FAST, tmp_path, text=TEXT, progress=False)
+    assert (tmp_path / checkpoint.TRAINING).exists()
+    assert train(FAST.replace(learning_rate=1e-3), tmp_path, text=TEXT, progress=False)["curve"][-1]["step"] == 12
+
+
+def test_a_run_that_diverges_at_its_end_is_not_a_result(tmp_path):
+    with pytest.raises(ValueError, match="the validation loss is nan at step 1"):
+        train(FAST.replace(steps=1, learning_rate=1e30, muon_rate=1e30), tmp_path, text=TEXT, progress=False)
+    assert not (tmp_path / checkpoint.RESULTS).exists()
+
+
+def test_a_text_too_short_to_validate_is_refused_at_once(tmp_path):
+    with pytest.raises(ValueError, match="leaves nothing to validate"):
+        train(FAST.replace(context=4), tmp_path, text="To be, or!", progress=False)
+    assert not list(tmp_path.iterdir())
 
 
 def test_folder_of_another_run_is_refused(tmp_path):
