@@ -1,6 +1,7 @@
 """Train a slice of the experiments again and compare it with the committed results: python -m experiments.reproduce"""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -46,6 +47,7 @@ def compare(folder: Path) -> list[Line]:
 
 
 def main() -> None:
+    shutil.rmtree(INTO, ignore_errors=True)  # what an earlier program left there would agree with itself
     command = [sys.executable, "-m", "experiments", *SLICE, "--into", str(INTO)]
     if ended := subprocess.run(command, cwd=ROOT, check=False).returncode:
         sys.exit(ended)

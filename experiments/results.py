@@ -25,9 +25,10 @@ def load(name: str) -> dict[str, Any]:
 
 
 def seeds(name: str) -> list[int]:
-    """The seeds for which ``group/name-SEED`` has results."""
+    """The seeds for which ``group/name-SEED`` has results and has come to its end."""
     group, _, run = name.partition("/")
-    return sorted(int(file.stem.rpartition("-")[2]) for file in (RESULTS / group).glob(f"{run}-[0-9]*.json"))
+    files = (RESULTS / group).glob(f"{run}-[0-9]*.json")
+    return sorted(int(f.stem.rpartition("-")[2]) for f in files if not load(f"{group}/{f.stem}").get("unfinished"))
 
 
 def values(name: str, *keys: str, over: list[int] | None = None) -> list[float]:

@@ -170,6 +170,7 @@ def foreseen(error: Exception) -> bool:
 
 
 def fail(message: str, code: int) -> None:
+    """End with one line on standard error."""
     click.echo(f"rcmha_lite: {message}", err=True)
     sys.exit(code)
 

@@ -222,6 +222,7 @@ class MultiHeadAttention(nn.Module):
         memory: Float[Tensor, "batch past d_model"] | None = None,
         cache: AttentionCache | None = None,
     ) -> Float[Tensor, "batch time d_model"]:
+        """y for every position of ``x``, after ``memory`` or after what the ``cache`` has seen; give at most one."""
         return self.attend(_joined(memory, x), x.shape[1], cache)
 
     def attend(

@@ -102,6 +102,7 @@ class Config:
         return dataclasses.replace(self, **changes)
 
     def to_json(self) -> str:
+        """Every field, as ``from_json`` reads them."""
         return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
 
     @classmethod

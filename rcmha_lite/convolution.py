@@ -71,10 +71,12 @@ class HeadConvolution(nn.Module):
 
     @property
     def kernel_size(self) -> int:
+        """Taps, the current position included."""
         return self.weight.shape[-1]
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
+        """Start again as ``init`` says."""
         past = self.kernel_size - 1
         if self.init == "pytorch":
             self.weight.uniform_(-1 / math.sqrt(past + 1), 1 / math.sqrt(past + 1))

@@ -22,6 +22,7 @@ class Evaluation:
 
     @property
     def bits_per_character(self) -> float:
+        """loss / ln 2."""
         return self.loss / math.log(2)
 
 

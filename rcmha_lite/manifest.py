@@ -10,9 +10,12 @@ from typing import Any, NamedTuple
 import psutil
 import torch
 
+CODE = [f":/{folder}" for folder in ("rcmha_lite", "experiments/*.py", "benchmarks/*.py")]
+"""What results follow from."""
+
 
 def manifest() -> dict[str, Any]:
-    """The commit (marked ``+changes`` if tracked files of the package differ from it), versions and hardware of this process."""
+    """The commit (marked ``+changes`` if code of package, experiments or benchmarks differs), versions and hardware of this process."""
     return {
         "commit": _commit(),
         "python": platform.python_version(),
@@ -42,7 +45,7 @@ def _commit() -> str | None:
         git(
             "ls-files", "--error-unmatch", Path(__file__).name
         )  # installed within another project, that one's says nothing
-        return git("rev-parse", "HEAD").strip() + ("+changes" if git("status", "--porcelain", "-uno", ".") else "")
+        return git("rev-parse", "HEAD").strip() + ("+changes" if git("status", "--porcelain", "--", *CODE) else "")
     except (OSError, subprocess.CalledProcessError):
         return None
 

@@ -60,6 +60,7 @@ class Dropout(nn.Module):
         self.p = p
 
     def forward(self, x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        """``x`` with elements dropped; ``x`` itself outside training."""
         if not self.training or not self.p or x.device.type != "cpu":
             return F.dropout(x, self.p, self.training)
         dropped = min(max(round(self.p * 256), 1), 255)
@@ -77,6 +78,7 @@ class FeedForward(nn.Module):
         self.activation = ACTIVATIONS[activation]
 
     def forward(self, x: Float[Tensor, "batch time d_model"]) -> Float[Tensor, "batch time d_model"]:
+        """The formula above, position by position."""
         return self.output(self.activation(self.input(x)))
 
 

@@ -59,14 +59,17 @@ class RelativePosition(nn.Module):
     def queries(
         self, q: Float[Tensor, "batch heads query d_head"], start: int
     ) -> Float[Tensor, "batch heads query width"]:
+        """q_i + u."""
         return q + self.content_bias[:, None].to(q.dtype)
 
     def keys(self, k: Float[Tensor, "batch heads key d_head"], start: int) -> Float[Tensor, "batch heads key width"]:
+        """k_j."""
         return k
 
     def bias(
         self, q: Float[Tensor, "batch heads query d_head"], keys: int
     ) -> Float[Tensor, "batch heads query {keys}"] | None:
+        """What is added to the scores of queries ``q``, the last of ``keys`` positions; None for nothing."""
         return None
 
 
@@ -111,15 +114,18 @@ class SinusoidalRelativePosition(RelativePosition):
         sinusoids(torch.zeros(1), d_position)  # raises where d_position is odd
 
     def waves(self, like: Tensor, start: int) -> Float[Tensor, "time d_position"]:
+        """Sinusoids of the positions of ``like``, the first of them at ``start``."""
         positions = torch.arange(start, start + like.shape[2], device=like.device)
         return sinusoids(positions, self.projection.shape[1]).to(like)
 
     def queries(self, q: Tensor, start: int) -> Tensor:
+        """[q_i + u, φ(i)], with φ of a_i = Wᵀ(q_i + v)."""
         w = self.projection.to(q.dtype).unflatten(0, self.position_bias.shape)
         a = (q + self.position_bias[:, None].to(q.dtype)) @ w
         return torch.cat((super().queries(q, start), factorise(a, self.waves(q, start))), dim=-1)
 
     def keys(self, k: Tensor, start: int) -> Tensor:
+        """[k_j, ψ(j)]."""
         return torch.cat((k, self.waves(k, start).expand(*k.shape[:2], -1, -1)), dim=-1)
 
 

@@ -15,7 +15,7 @@ from rcmha_lite.accounting import (
     saved_bytes,
 )
 from rcmha_lite.config import CELLS, PRESETS
-from rcmha_lite.model import LanguageModel
+from rcmha_lite.model import FeedForward, LanguageModel
 
 LAPTOP = PRESETS["laptop"].replace(window=128)
 EVERY = [LAPTOP.replace(**changes) for changes in CELLS.values()] + [
@@ -83,13 +83,12 @@ def test_saved_bytes_of_relative_attention_are_as_predicted(time):
 
 
 def test_relative_attention_keeps_linear_memory():
-    """Doubling the length doubles what is kept; the explicit shift keeps seven times as much at 2048."""
+    """Doubling the length doubles what is kept; the explicit shift keeps 7 times as much at 2048, 13 at 4096."""
     kept = {}
     for time in (2048, 4096):
         inputs, ours, explicit = relative_pair(time)
         kept[time] = saved_bytes(ours, but_not=inputs)
-        if time == 2048:
-            assert saved_bytes(explicit, but_not=inputs) >= 7 * kept[time]
+        assert saved_bytes(explicit, but_not=inputs) >= {2048: 7, 4096: 13}[time] * kept[time]
     assert kept[4096] <= 2.1 * kept[2048]
 
 
@@ -116,3 +115,15 @@ def test_peak_memory_of_a_gpu_holds_what_was_allocated():
 def test_peak_memory_of_a_gpu_needs_one():
     with pytest.raises(RuntimeError, match="no CUDA device: on a CPU see saved_bytes"):
         peak_cuda_bytes(lambda: None)
+
+
+def test_squared_relu_keeps_one_array_more_in_its_layer():
+    """By itself it keeps what ReLU keeps; in the layer the next matrix keeps the square beside it."""
+    x, hidden = torch.randn(1, 10, 64), torch.randn(1, 10, 256, requires_grad=True)
+    alone, inside = {}, {}
+    for name in ("relu", "relu2"):
+        layer = FeedForward(64, 256, name)
+        alone[name] = saved_bytes(lambda f=layer.activation: f(hidden))
+        inside[name] = saved_bytes(lambda f=layer: f(x), but_not=[x, *layer.parameters()])
+    assert alone["relu2"] == alone["relu"] == hidden.nbytes
+    assert inside["relu2"] == inside["relu"] + hidden.nbytes

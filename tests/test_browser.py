@@ -42,8 +42,7 @@ RAW_TEX = """() => {
 }"""
 
 # What an interactive figure shows.
-SHOWN = """figure => [...figure.querySelectorAll("svg, output, canvas, table")]
-    .map(e => e.toDataURL ? e.toDataURL() : e.innerHTML).join()"""
+SHOWN = """figure => [...figure.querySelectorAll("svg")].map(e => e.innerHTML).join()"""
 
 
 @dataclass

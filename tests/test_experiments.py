@@ -85,6 +85,7 @@ def test_results_are_of_the_registry_and_carry_their_manifest(file):
         assert origin["runs_side_by_side"] == 1
     if run.task != "induction":
         assert found["measures"].keys() == (set() if found.get("unfinished") else set(run.measures))
+        assert run.group == "paper" or not found.get("unfinished")
         assert (found["curve"][-1]["step"] < run.config.steps) == found.get("unfinished", False)
         assert found["curve"][-1]["val_loss"] == pytest.approx(found["val_loss"], abs=0.005)
 
@@ -253,6 +254,21 @@ def test_reproduction_compares_with_the_committed_files(tmp_path):
     found = json.loads(file.read_text())
     file.write_text(json.dumps(found | {"val_loss": found["val_loss"] + 1.01 * reproduce.TOLERANCE["val_loss"]}))
     assert [line.agrees for line in reproduce.compare(tmp_path)].count(False) == 1
+
+
+def test_reproduction_starts_afresh(tmp_path, monkeypatch):
+    monkeypatch.setattr(reproduce, "INTO", tmp_path / "reproduce")
+    left_over = tmp_path / "reproduce/ablation/mha-relu-0.json"
+    left_over.parent.mkdir(parents=True)
+    left_over.write_text("{}")
+
+    def started(command, **_):
+        assert not left_over.exists()
+        return subprocess.CompletedProcess(command, 3)
+
+    monkeypatch.setattr(reproduce.subprocess, "run", started)
+    with pytest.raises(SystemExit, match="3"):
+        reproduce.main()
 
 
 def test_unknown_names_are_refused():

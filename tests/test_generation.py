@@ -132,3 +132,21 @@ def test_no_filter_drops_no_character():
     logits = torch.tensor([40.0, 0.0, -20.0])
     assert (next_probabilities(logits) > 0).all()
     torch.testing.assert_close(next_probabilities(logits), logits.softmax(0))
+
+
+@pytest.mark.parametrize("filters", [{"top_k": 1}, {"top_p": 1e-6}])
+def test_filters_reach_the_samples(filters):
+    network = model()
+    greedy = list(generate_ids(network, torch.arange(5), 20, temperature=0))
+    assert list(generate_ids(network, torch.arange(5), 20, seed=3, **filters)) == greedy
+
+
+@pytest.mark.parametrize("position", ["none", "relative-sinusoidal", "relative-learned"])
+def test_a_full_cache_holds_the_last_positions_and_no_more(position):
+    network = model(position=position, kernel_size=0, layers=1).double()
+    ids = torch.randint(65, (1, 20))
+    cache = network.new_cache(7)
+    for t in range(20):
+        streamed = network(ids[:, t : t + 1], cache=cache)[0]
+        window = network(ids[:, max(0, t - 7) : t + 1])[0][:, -1:]
+        torch.testing.assert_close(streamed, window, rtol=0, atol=1e-10)

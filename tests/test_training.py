@@ -319,3 +319,42 @@ def test_bfloat16_trains(tmp_path):
     results = train(FAST.replace(precision="bfloat16", steps=4), tmp_path, text=TEXT, progress=False)
     assert results["manifest"]["precision"] == "bf16"
     assert all(tensor.dtype == torch.float32 for tensor in weights(tmp_path).values())
+
+
+def test_each_step_has_its_rate(tmp_path, monkeypatch):
+    seen, step = [], training.Trainer.step
+
+    def noted(self, n):
+        found = step(self, n)
+        seen.append([group["lr"] for optimizer in self.optimizers for group in optimizer.param_groups])
+        return found
+
+    monkeypatch.setattr(training.Trainer, "step", noted)
+    train(FAST, tmp_path, text=TEXT, progress=False)
+    for n, rates in enumerate(seen):
+        assert rates == pytest.approx([rate * rate_factor(FAST, n) for rate in (FAST.muon_rate, FAST.learning_rate)])
+
+
+def test_gradients_are_clipped(tmp_path, monkeypatch):
+    norms, clip = [], training.Accelerator.clip_grad_norm_
+    monkeypatch.setattr(
+        training.Accelerator, "clip_grad_norm_", lambda self, p, norm: norms.append(norm) or clip(self, p, norm)
+    )
+    train(FAST, tmp_path, text=TEXT, progress=False)
+    assert norms == [FAST.clip] * FAST.steps
+
+
+def test_the_seed_decides_weights_and_windows(tmp_path):
+    a, b = (training.Trainer(FAST.replace(seed=seed), tmp_path / str(seed), TEXT) for seed in (0, 1))
+    assert not torch.equal(a.model.embedding.weight, b.model.embedding.weight)
+    assert not torch.equal(a.batch(0)[0], b.batch(0)[0])
+
+
+def test_memory_starts_empty_in_each_epoch(tmp_path):
+    trainer = training.Trainer(MEMORY.replace(context=64), tmp_path, TEXT)
+    epoch = next(n for n in range(1, 100) if torch.equal(trainer.batch(n)[0], trainer.batch(0)[0]))
+    seen = []
+    for n in range(2 * epoch):
+        trainer.step(n)
+        seen.append(trainer.memory.seen)
+    assert seen == [64 * (n % epoch + 1) for n in range(2 * epoch)]
