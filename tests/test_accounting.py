@@ -2,11 +2,13 @@
 
 import subprocess
 import sys
+from functools import partial
+from time import sleep
 
 import pytest
 import torch
 
-from benchmarks.times import public_step, relative_pair
+from benchmarks.times import in_turn, public_step, relative_pair
 from rcmha_lite.accounting import (
     flops,
     parameters_by_part,
@@ -127,3 +129,9 @@ def test_squared_relu_keeps_one_array_more_in_its_layer():
         inside[name] = saved_bytes(lambda f=layer: f(x), but_not=[x, *layer.parameters()])
     assert alone["relu2"] == alone["relu"] == hidden.nbytes
     assert inside["relu2"] == inside["relu"] + hidden.nbytes
+
+
+def test_ratios_in_turn_are_second_over_first():
+    found = in_turn(partial(sleep, 0.001), partial(sleep, 0.004), rounds=3)
+    assert 2 < found["ratio"]["min"] <= found["ratio"]["median"] <= found["ratio"]["max"]
+    assert found["milliseconds"][1] > found["milliseconds"][0]

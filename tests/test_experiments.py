@@ -15,12 +15,14 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from experiments import __main__ as command
-from experiments import induction, reproduce, results
+from experiments import induction, measures, reproduce, results
 from experiments.measures import MEASURES
 from experiments.registry import BASE, EQUAL_TIME, GROUPS, RUNS, Run, ablation
 from experiments.statistics import factorial_effects, interval
+from experiments.yardsticks import operations
 from rcmha_lite.config import Config
-from rcmha_lite.data import load_tiny_shakespeare
+from rcmha_lite.data import CharTokenizer, load_tiny_shakespeare, split
+from rcmha_lite.evaluation import evaluate
 from rcmha_lite.model import LanguageModel
 from rcmha_lite.training import Trainer
 
@@ -163,6 +165,50 @@ def test_measures_of_a_model():
     taps = MEASURES["taps"](model, "")
     assert taps["mean"] == [[[0.0, 0.0, 1.0]] * 3]
     assert MEASURES["taps"](LanguageModel(Config(**TINY, kernel_size=0)), "") is None
+
+
+def test_unseen_scores_the_beginning_of_every_play(monkeypatch):
+    plays = {"one": "To be, or not to be. " * 30, "two": "All the world's a stage. " * 1000}
+    monkeypatch.setattr(measures, "load_unseen_plays", lambda: plays)
+    model = LanguageModel(Config(**TINY))
+    parts = [evaluate(model, CharTokenizer().encode(play[:10_000]), window=32) for play in plays.values()]
+    positions = [part.positions for part in parts]
+    assert positions == [629, 9999]
+    found = MEASURES["unseen"](model, "")
+    assert found["characters"] == sum(positions)
+    assert found["loss"] == pytest.approx(np.average([part.loss for part in parts], weights=positions))
+    assert found["accuracy"] == pytest.approx(np.average([part.accuracy for part in parts], weights=positions))
+
+
+def test_lengths_are_windows_of_the_validation_split():
+    text = "To be, or not to be, that is the question. " * 300
+    model = LanguageModel(Config(**TINY, zero_output=False))
+    found = MEASURES["lengths"](model, text)
+    ids = split(CharTokenizer().encode(text))[1]
+    assert found == {str(n): evaluate(model, ids, window=n).loss for n in measures.LENGTHS}
+    assert len(set(found.values())) == len(found)
+
+
+def test_profiles_of_heads_are_those_of_each_layer():
+    text, model = "To be, or not to be, " * 3000, LanguageModel(Config(**TINY | {"layers": 2}, zero_output=False))
+    ids = split(CharTokenizer().encode(text))[1][: 32 * 128].view(32, 128)
+    with torch.no_grad():
+        x = model.blocks[0](model.embedding(ids))
+        second = model.blocks[1]
+        weights = second.attention.weights(second.attention_norm(x))
+    three_back = weights.diagonal(-3, 2, 3)[..., 16 - 3 :].mean(dim=(0, 2))
+    profile = torch.tensor(MEASURES["heads"](model, text))
+    torch.testing.assert_close(profile[1, :, 3], three_back, rtol=0, atol=1e-5)
+
+
+def test_operations_count_the_optimisers_products():
+    """Muon's five iterations on an m × n matrix, m ≤ n: X Xᵀ, its square, and its product with X; AdamW has none."""
+    config = Config(**TINY, position="none", kernel_size=0)
+    muon, adamw = (operations(config.replace(optimizer=name), 1) for name in ("muon", "adamw"))
+    shapes = [p.shape for n, p in LanguageModel(config).named_parameters() if n.startswith("blocks.") and p.ndim == 2]
+    products = sum(5 * (2 * 2 * min(s) ** 2 * max(s) + 2 * min(s) ** 3) for s in shapes)
+    assert muon - adamw == products
+    assert operations(config, 7) == 7 * muon
 
 
 @pytest.fixture
