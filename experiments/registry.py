@@ -123,7 +123,7 @@ def speed() -> Iterator[Run]:
     narrow = base.replace(layers=6, d_model=128, n_heads=4, d_ff=512, dropout=0.1, steps=1650, eval_every=330)
     yield Run("speed", "to-1.4697", narrow)
     yield Run("speed", "narrow-batch-16", narrow.replace(batch=16, steps=2500, eval_every=500))
-    for steps in (1500, 1800):  # these three, and the one above, were made under the name of the first
+    for steps in (1500, 1800):  # narrow-*: earlier tries at the first, made under its name
         yield Run("speed", f"narrow-{steps}", narrow.replace(steps=steps, eval_every=steps // 5))
     small = base.replace(
         layers=4, d_model=48, n_heads=3, d_ff=192, d_position=16, context=64, window=64, batch=8, steps=600,

@@ -36,9 +36,8 @@ def next_probabilities(
         top_k, temperature = 1, 1.0
     if not bool(logits.max(dim=-1).values.isfinite().all()):
         raise ValueError("the largest logit is not a finite number: the model diverged in training")
-    below = (
-        logits.double() - logits.max(dim=-1, keepdim=True).values.double()
-    )  # 0 at best, however small the temperature
+    exact = logits.double()
+    below = exact - exact.max(dim=-1, keepdim=True).values  # 0 at best, however small the temperature
     probabilities = (below / temperature).softmax(dim=-1)
     ordered, order = probabilities.sort(dim=-1, descending=True, stable=True)
     before = ordered.cumsum(dim=-1) - ordered
@@ -47,9 +46,8 @@ def next_probabilities(
         keep[..., top_k:] = False
     keep[..., 0] = True
     ordered = ordered * keep
-    return (
-        torch.zeros_like(probabilities).scatter(-1, order, ordered / ordered.sum(dim=-1, keepdim=True)).to(logits.dtype)
-    )
+    kept = torch.zeros_like(probabilities).scatter(-1, order, ordered / ordered.sum(dim=-1, keepdim=True))
+    return kept.to(logits.dtype)
 
 
 @torch.no_grad()
@@ -79,12 +77,11 @@ def generate_ids(
         config, device = model.config, next(model.parameters()).device
         generator = torch.Generator().manual_seed(seed)
         window = config.context + config.memory
+        segmented = config.fresh_queries and config.kernel_size and config.memory  # read them as training does
         seen = prompt.tolist()
         unread, cache = seen[-window:], model.new_cache(window - 1)
         for _ in range(length):
-            if (
-                config.fresh_queries and config.kernel_size and config.memory
-            ):  # segments matter: read them as training does
+            if segmented:
                 start = -(-max(0, len(seen) - window) // config.context) * config.context
                 out = read_window(model, torch.tensor([seen[start:]], device=device))
             else:

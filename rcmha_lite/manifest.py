@@ -15,7 +15,7 @@ CODE = [f":/{folder}" for folder in ("rcmha_lite", "experiments/*.py", "benchmar
 
 
 def manifest() -> dict[str, Any]:
-    """The commit (marked ``+changes`` if code of package, experiments or benchmarks differs), versions and hardware of this process."""
+    """The commit, versions and hardware of this process; ``+changes`` where code of the repository differs from it."""
     return {
         "commit": _commit(),
         "python": platform.python_version(),
@@ -42,9 +42,7 @@ def _commit() -> str | None:
         return subprocess.run(("git", *arguments), cwd=folder, capture_output=True, text=True, check=True).stdout
 
     try:
-        git(
-            "ls-files", "--error-unmatch", Path(__file__).name
-        )  # installed within another project, that one's says nothing
+        git("ls-files", "--error-unmatch", Path(__file__).name)  # fails where we are installed in another's checkout
         return git("rev-parse", "HEAD").strip() + ("+changes" if git("status", "--porcelain", "--", *CODE) else "")
     except (OSError, subprocess.CalledProcessError):
         return None
