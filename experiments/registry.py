@@ -57,8 +57,9 @@ def equal_time() -> Iterator[Run]:
 
 
 def parts() -> Iterator[Run]:
-    """Which part of the convolution or the encoding matters: RCMHA with one choice changed."""
+    """Which part of the convolution or the encoding matters: RCMHA with one choice changed, beside RCMHA itself."""
     choices: dict[str, dict[str, Any]] = {
+        "rcmha": {},
         **{f"kernel-{size}": {"kernel_size": size} for size in (1, 2, 5, 9)},
         **{f"convolve-{names}": {"convolve": names} for names in ("q", "k", "v", "qk", "qv", "kv")},
         "kernels-separate": {"shared_kernels": False},
@@ -93,7 +94,9 @@ def regimes() -> Iterator[Run]:
 
 
 def recipes() -> Iterator[Run]:
-    """Candidates for the speed track, each in about the time of the first; chosen without the validation split."""
+    """Candidates for the speed track, without the validation split: each in about the time of ``start``, five minutes
+    of two cores, or of ``longer-narrow``, ten.
+    """
     start = Config(dropout=0.1, steps=1300, eval_every=325, device="cpu")
     choices: dict[str, dict[str, Any]] = {
         "start": {},
@@ -108,6 +111,15 @@ def recipes() -> Iterator[Run]:
     }
     for name, changes in choices.items():
         yield Run("recipes", name, start.replace(**changes), task="training split")
+    longer = start.replace(**choices["narrow"])
+    choices = {
+        "narrow": {"steps": 2600, "eval_every": 520},
+        "dropout-0.2": {"dropout": 0.2, "steps": 2600, "eval_every": 520},
+        "deep": {"layers": 8, "steps": 1980, "eval_every": 396},
+        "context-256": {"context": 256, "batch": 16, "steps": 2300, "eval_every": 460},
+    }
+    for name, changes in choices.items():
+        yield Run("recipes", f"longer-{name}", longer.replace(**changes), task="training split")
 
 
 def speed() -> Iterator[Run]:
@@ -125,6 +137,13 @@ def speed() -> Iterator[Run]:
     yield Run("speed", "narrow-batch-16", narrow.replace(batch=16, steps=2500, eval_every=500))
     for steps in (1500, 1800):  # narrow-*: earlier tries at the first, made under its name
         yield Run("speed", f"narrow-{steps}", narrow.replace(steps=steps, eval_every=steps // 5))
+    controls: dict[str, dict[str, Any]] = {  # to-1.4697 with one choice of nanoGPT's
+        "attention": {"position": "absolute-learned", "kernel_size": 0, "context": 256, "batch": 16},
+        "activation": {"activation": "gelu"},
+        "optimizer": {"optimizer": "adamw"},
+    }
+    for name, changes in controls.items():
+        yield Run("speed", f"control-{name}", narrow.replace(**changes))
     small = base.replace(
         layers=4, d_model=48, n_heads=3, d_ff=192, d_position=16, context=64, window=64, batch=8, steps=600,
         eval_every=100,
@@ -153,7 +172,7 @@ def induction() -> Iterator[Run]:
     """One layer of each cell on sequences that repeat: who learns to look up what came next last time?"""
     base = Config(
         layers=1, d_model=64, n_heads=2, d_ff=128, d_position=32, vocabulary=64, context=64, window=64, batch=32,
-        steps=1500, eval_every=50, optimizer="adamw", precision="float32", device="cpu",
+        steps=1500, eval_every=50, optimizer="adamw", clip=0, precision="float32", device="cpu",
     )  # fmt: skip
     for seed in SEEDS:
         for cell, changes in CELLS.items():

@@ -54,7 +54,7 @@ class Config:
     beta2: float = choice(0.95, "decay of Adam's second moment", 0, 1)
     schedule: Literal["linear", "noam"] = choice("linear", "linear: warm up, hold, fall to zero; noam: 1/sqrt(step)")
     warmup: int = choice(20, "steps of linear warm-up", 0)
-    decay: float = choice(0.7, "last share of the steps, over which the linear schedule falls", 0, 1.01)
+    decay: float = choice(0.7, "last share of the steps, over which the linear schedule falls", 0)
     clip: float = choice(1.0, "largest gradient norm; 0 does not clip", 0)
     precision: Literal["auto", "float32", "bfloat16"] = choice("auto", "auto: bfloat16 where hardware has it")
     compile: bool = choice(False, "torch.compile the model")
@@ -77,6 +77,8 @@ class Config:
                 raise ValueError(f"{f.name} {value} is too small: give {low} or more")
             if high is not None and not value < high:
                 raise ValueError(f"{f.name} {value} is too large: give less than {high}")
+        if self.decay > 1:
+            raise ValueError(f"decay {self.decay} is a share of the steps: give 1 or less")
         if self.d_model % self.n_heads:
             raise ValueError(f"d_model {self.d_model} is not divisible by n_heads {self.n_heads}")
         if self.batch % self.accumulate:

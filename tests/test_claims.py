@@ -97,7 +97,7 @@ def test_rcmha_takes_longest():
 
 def test_operations_to_nanogpts_losses():
     for kind, least in (("gpu", 28), ("cpu", 20)):
-        config, steps, loss = NANOGPT[kind]
+        config, steps, loss, _ = NANOGPT[kind]
         assert operations(config, steps) >= least * operations_to(f"speed/to-{loss}", loss)
 
 

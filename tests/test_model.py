@@ -200,6 +200,7 @@ def test_no_query_and_key_bias_equals_zero_bias(past):
         ({"d_model": 130, "n_heads": 8}, "d_model 130 is not divisible by n_heads 8"),
         ({"position": "nowhere"}, "position 'nowhere' is not one of none, absolute-sinusoidal"),
         ({"dropout": 1.5}, "dropout 1.5 is too large: give less than 1"),
+        ({"decay": 1.5}, "decay 1.5 is a share of the steps: give 1 or less"),
         ({"layers": 0}, "layers 0 is too small: give 1 or more"),
         ({"layers": 2.5}, "layers 2.5 is not of type int"),
         ({"learning_rate": float("nan")}, "learning_rate nan"),

@@ -8,6 +8,7 @@ import matplotlib as mpl
 from matplotlib import pyplot as plt
 
 from experiments.results import FACTORS, ablation_effects, difference
+from experiments.yardsticks import LEVELS, NANOGPT
 from rcmha_lite import figures
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -31,11 +32,15 @@ def table() -> str:
             f"{run['characters'] / 1e6:.1f} M characters | {run['seconds'] / 60:.1f} min, {hardware} | "
             f"**{run['val_loss']:.4f}** | **{run['val_accuracy']:.4f}** |"
         )
-    rows += [
-        "| nanoGPT's GPU recipe, as reported | 6 layers × 384 | 82 M characters | 3 min, A100 | 1.4697 | |",
-        "| nanoGPT's CPU recipe, as reported | 4 layers × 128 | | 3 min, CPU | 1.88 | |",
-        "| RCMHA, as its paper reports | | | 2 h 02 min | | 0.572 (how it was measured is not known: chapter 6) |",
-    ]
+    for kind, found in NANOGPT.items():
+        config = found.config
+        rows.append(
+            f"| nanoGPT's {kind.upper()} recipe, as reported | {config.layers} layers × {config.d_model} | "
+            f"{config.steps * config.batch * config.context / 1e6:.1f} M characters | {found.took} | {found.loss} | |"
+        )
+    rows.append(
+        "| RCMHA, as its paper reports | | | 2 h 02 min | | 0.572 (how it was measured is not known: chapter 6) |"
+    )
     return "\n".join(rows)
 
 
@@ -103,7 +108,7 @@ def draw() -> None:
     mpl.use("agg")
     run = json.loads(RESULTS.read_text(encoding="utf-8"))
     title = f"RCMHA on two CPU cores: validation loss {run['val_loss']:.3f} in {run['seconds'] / 60:.1f} minutes"
-    figures.learning_curve(title, run, {"nanoGPT on a GPU, 1.4697": 1.4697, "nanoGPT on a CPU, 1.88": 1.88})
+    figures.learning_curve(title, run, LEVELS)
     plt.savefig(FIGURE, dpi=110, metadata={"Description": digest()})
 
 
