@@ -69,7 +69,7 @@ def parts() -> Iterator[Run]:
     }
     for seed in SEEDS:
         for name, changes in choices.items():
-            yield Run("parts", f"{name}-{seed}", BASE.replace(**changes, seed=seed))
+            yield Run("parts", f"{name}-{seed}", BASE.replace(**changes, eval_every=250, seed=seed))
 
 
 def regimes() -> Iterator[Run]:
@@ -78,8 +78,8 @@ def regimes() -> Iterator[Run]:
         "layers-1": {"layers": 1},
         "layers-2": {"layers": 2},
         "adamw": {"optimizer": "adamw"},
-        "steps-125": {"steps": 125, "eval_every": 25},
-        "steps-2000": {"steps": 2000, "eval_every": 200},
+        "steps-125": {"steps": 125, "eval_every": 125},
+        "steps-2000": {"steps": 2000, "eval_every": 500},
     }
     cells: dict[str, dict[str, Any]] = {
         "rcmha-relu2": {},
@@ -90,7 +90,8 @@ def regimes() -> Iterator[Run]:
     for seed in SEEDS[:4]:
         for regime, setting in regimes.items():
             for cell, changes in cells.items():
-                yield Run("regimes", f"{regime}-{cell}-{seed}", BASE.replace(**setting, **changes, seed=seed))
+                config = BASE.replace(**{"eval_every": 250, **setting}, **changes, seed=seed)
+                yield Run("regimes", f"{regime}-{cell}-{seed}", config)
 
 
 def recipes() -> Iterator[Run]:
