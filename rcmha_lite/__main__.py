@@ -56,7 +56,8 @@ def train(preset: str, cell: str | None, out: Path | None, path: Path | None, **
     from rcmha_lite.training import train as run
 
     given = {name: value for name, value in fields.items() if value is not None}
-    config = PRESETS[preset].replace(**(cell_fields(cell, PRESETS[preset]) if cell else {}) | given)
+    changes = cell_fields(cell, PRESETS[preset], given.get("context")) if cell else {}
+    config = PRESETS[preset].replace(**changes | given)
     results = run(config, out or Path("runs") / preset, text=load_tiny_shakespeare(path))
     if results:
         click.echo(
@@ -65,13 +66,13 @@ def train(preset: str, cell: str | None, out: Path | None, path: Path | None, **
         )
 
 
-def cell_fields(cell: str, preset: Config) -> dict[str, Any]:
+def cell_fields(cell: str, preset: Config, context: int | None = None) -> dict[str, Any]:
     """What a cell changes in a preset: a relative encoding stays the preset's own, absolute ones end with the context."""
     fields = dict(CELLS[cell])
     if fields["position"].startswith("relative") and preset.position.startswith("relative"):
         del fields["position"]
     elif not fields["position"].startswith("relative") and not preset.memory:
-        fields["window"] = min(preset.window, preset.context)
+        fields["window"] = min(preset.window, context or preset.context)
     return fields
 
 
@@ -156,7 +157,7 @@ def main() -> None:
     except Exception as error:
         if type(error).__module__.startswith(("torch._inductor", "torch._dynamo")):
             fail(f"torch.compile failed ({str(error).strip().splitlines()[0]}): give --no-compile", 1)
-        if type(error).__name__ == "OutOfMemoryError" or "allocate memory" in str(error):
+        if isinstance(error, MemoryError) or "OutOfMemory" in type(error).__name__ or "allocate memory" in str(error):
             fail("not enough memory: give a smaller batch, context or width", 1)
         if not foreseen(error):
             raise

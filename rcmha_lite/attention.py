@@ -64,20 +64,19 @@ def fused_attention(
     """
     queries, keys, width, d_head = q.shape[2], k.shape[2], q.shape[3], v.shape[3]
     scale = width**-0.5 if scale is None else scale
-    if queries <= 4:  # the next positions of a stream, a tiny segment: nothing worth fusing
+    if queries <= 4 or d_head > width:  # the next positions of a stream, a tiny segment: nothing worth fusing
         return attention(q, k, v, bias, scale=scale)
-    hidden = ~causal_mask(queries, keys, q.device)
     if bias is None and q.device.type == "cpu" and q.dtype == torch.bfloat16 and keys <= 512:
-        start = torch.zeros_like(hidden, dtype=q.dtype).masked_fill(hidden, float("-inf"))
+        start = q.new_zeros(queries, keys).masked_fill(~causal_mask(queries, keys), float("-inf"))
         q, k, batch = (q * scale).flatten(0, 1), k.flatten(0, 1), q.shape[:2]
         scores = torch.baddbmm(start.expand(len(q), -1, -1), q, k.transpose(1, 2)).unflatten(0, batch)
         return scores.softmax(dim=-1) @ v
     square = queries == keys and bias is None
     mask: Tensor | None = None
     if bias is not None:
-        mask = (bias * scale).masked_fill(hidden, float("-inf")).to(q.dtype)
+        mask = (bias * scale).masked_fill(~causal_mask(queries, keys, q.device), float("-inf")).to(q.dtype)
     elif not square:
-        mask = ~hidden
+        mask = causal_mask(queries, keys, q.device)
     v = F.pad(v, (0, width - d_head))
     return F.scaled_dot_product_attention(q, k, v, mask, is_causal=square, scale=scale)[..., :d_head]
 
@@ -87,8 +86,10 @@ class AttentionCache:
     """What a layer remembers of a stream: keys and values, and the projections that its kernels still reach.
 
     Keys and values stand in buffers with room to spare, so that a new one is written and the old ones stay. At most
-    ``limit`` are kept, the oldest dropped first; None keeps all. ``seen`` counts every position so far.
-    For inference: no gradient passes through what is kept. Kernels go on across pieces, whatever ``fresh_queries`` says.
+    ``limit`` are kept after each piece, the oldest dropped first, so with a limit the outputs depend on the pieces: a
+    query sees its own piece and ``limit`` keys before it. None keeps all. ``seen`` counts every position so far.
+    For inference, under ``torch.no_grad()``: no gradient reaches keys or values, kept or new. Kernels go on across
+    pieces, whatever ``fresh_queries`` says. ValueError for a negative limit.
     """
 
     limit: int | None = None
@@ -99,18 +100,26 @@ class AttentionCache:
     _start: int = 0
     _stop: int = 0
 
+    def __post_init__(self) -> None:
+        if self.limit is not None and self.limit < 0:
+            raise ValueError(f"limit {self.limit} is negative: give the number of keys to keep, or None for all")
+
     def __len__(self) -> int:
         """Keys that the next call may see beside its own."""
         return self._stop - self._start
 
+    def require_batch(self, batch: int) -> None:
+        """ValueError unless a piece of this batch size can continue the stream."""
+        if self._keys is not None and batch != len(self._keys):
+            raise ValueError(f"a piece of batch {batch} does not continue a stream of batch {len(self._keys)}")
+
     @torch.no_grad()
     def extend(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Append keys and values ``[batch, heads, time, width]``, and return all that this call may see."""
-        if self._keys is not None and keys.shape[:2] != self._keys.shape[:2]:
-            theirs, ours = tuple(keys.shape[:2]), tuple(self._keys.shape[:2])
-            raise ValueError(f"a piece of batch and heads {theirs} does not continue a stream of {ours}")
-        stop = self._stop + keys.shape[2]
-        if self._keys is None or self._values is None or stop > self._keys.shape[2]:
+        stop, needed = self._stop + keys.shape[2], len(self) + keys.shape[2]
+        room = 0 if self._keys is None else self._keys.shape[2]
+        wasted = self.limit is not None and room > 8 * (self.limit + needed)  # after one long piece
+        if self._keys is None or self._values is None or stop > room or wasted:
             kept = slice(self._start, self._stop)
             self._keys, self._values = _moved(self._keys, kept, keys), _moved(self._values, kept, values)
             self._start, self._stop, stop = 0, len(self), len(self) + keys.shape[2]
@@ -139,7 +148,12 @@ class MultiHeadAttention(nn.Module):
         y = concat_h softmax(score(Q_h, K_h) / √d_head) V_h · W_o + b_o
 
     ``convolution`` is the identity and ``score`` the dot product unless the parts say otherwise. The context is
-    ``memory`` followed by ``x``; queries come from ``x`` alone.
+    ``memory`` followed by ``x``; queries come from ``x`` alone. There is no padding mask: what is padded on the right
+    changes nothing before it, and on the left nothing should be padded. The query, key and value layers hold their
+    weights; they are multiplied as one matrix, not called, so hooks on them do not run.
+
+    ValueError for heads that do not divide the width, for an input that is not [batch, time, d_model], and for both a
+    memory and a cache.
 
     Args:
         d_model, n_heads: width of the input, and heads of d_head = d_model / n_heads channels.
@@ -161,9 +175,7 @@ class MultiHeadAttention(nn.Module):
         fresh_queries: bool = False,
     ) -> None:
         super().__init__()
-        if d_model % n_heads:
-            raise ValueError(f"d_model {d_model} is not divisible by n_heads {n_heads}")
-        self.n_heads, self.d_head = n_heads, d_model // n_heads
+        self.n_heads, self.d_head = n_heads, head_width(d_model, n_heads)
         self.query, self.key = (nn.Linear(d_model, d_model, bias=query_key_bias) for _ in range(2))
         self.value, self.output = nn.Linear(d_model, d_model), nn.Linear(d_model, d_model)
         self.position, self.convolution, self.fresh_queries = position, convolution, fresh_queries
@@ -172,8 +184,9 @@ class MultiHeadAttention(nn.Module):
         """The named projections of ``x`` side by side, before and after the convolution, in one product each."""
         layers = [{"q": self.query, "k": self.key, "v": self.value}[name] for name in projections]
         weight = torch.cat([layer.weight for layer in layers])
-        biases: list[Tensor] = [layer.weight.new_zeros(len(layer.weight)) for layer in layers]
-        biases = [zero if layer.bias is None else layer.bias for layer, zero in zip(layers, biases, strict=True)]
+        biases: list[Tensor] = [
+            layer.weight.new_zeros(len(layer.weight)) if layer.bias is None else layer.bias for layer in layers
+        ]
         projected = F.linear(x, weight, torch.cat(biases))
         return projected, projected if self.convolution is None else self.convolution(projected, projections, history)
 
@@ -184,7 +197,11 @@ class MultiHeadAttention(nn.Module):
         cache: AttentionCache | None = None,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """The last ``queries`` queries (None: all), keys, values and score bias of every head; the cache moves on."""
+        if context.ndim != 3:
+            raise ValueError(f"the input has shape {tuple(context.shape)}: give [batch, time, d_model]")
         queries = context.shape[1] if queries is None else queries
+        if cache is not None:
+            cache.require_batch(len(context))
         if cache is not None and queries < context.shape[1]:
             raise ValueError("a stream is continued from a memory or from a cache: give one of them")
         if queries < context.shape[1] and self.fresh_queries:
@@ -205,7 +222,7 @@ class MultiHeadAttention(nn.Module):
             if self.convolution:
                 past = raw if cache.history is None else torch.cat((cache.history, raw), dim=1)
                 kept = min(self.convolution.kernel_size - 1, past.shape[1])
-                cache.history = past[:, past.shape[1] - kept :].detach()
+                cache.history = past[:, past.shape[1] - kept :].detach().clone()  # a view would hold all of it
             k, v = cache.extend(k, v)
         return q, k, v, bias
 
@@ -236,11 +253,18 @@ class MultiHeadAttention(nn.Module):
 
 def last(x: Tensor, n: int) -> Tensor:
     """The last ``n`` positions of ``[batch, time, width]``. All of them are ``x`` itself: a slice costs a copy backward."""
-    return x if n == x.shape[1] else x[:, -n:]
+    return x if n == x.shape[1] else x[:, x.shape[1] - n :]
 
 
 def _joined(memory: Tensor | None, x: Tensor) -> Tensor:
     return x if memory is None else torch.cat((memory, x), dim=1)
+
+
+def head_width(d_model: int, n_heads: int) -> int:
+    """Channels of a head. ValueError unless there is a whole number of them."""
+    if n_heads < 1 or d_model % n_heads:
+        raise ValueError(f"d_model {d_model} is not divisible by n_heads {n_heads}")
+    return d_model // n_heads
 
 
 def mha(d_model: int, n_heads: int) -> MultiHeadAttention:
@@ -250,24 +274,29 @@ def mha(d_model: int, n_heads: int) -> MultiHeadAttention:
 
 def mdha(d_model: int, n_heads: int, kernel_size: int = 3) -> MultiHeadAttention:
     """Multi-dconv-head attention (So et al. 2021, arXiv 2109.08668): separate kernels for every head channel."""
-    convolution = HeadConvolution(n_heads, d_model // n_heads, kernel_size, shared=False, init="primer")
+    convolution = HeadConvolution(n_heads, head_width(d_model, n_heads), kernel_size, shared=False, init="primer")
     return MultiHeadAttention(d_model, n_heads, convolution=convolution)
 
 
-def rmha(d_model: int, n_heads: int, distances: int | None = None) -> MultiHeadAttention:
-    """Relative multi-head attention: Transformer-XL's sinusoids, or a learned table of ``distances`` rows."""
-    return MultiHeadAttention(d_model, n_heads, position=_relative(d_model, n_heads, distances))
+def rmha(d_model: int, n_heads: int, distances: int | None = None, *, d_position: int = 32) -> MultiHeadAttention:
+    """Relative multi-head attention: a learned table of ``distances`` rows, or, without, Transformer-XL's sinusoids.
+
+    ``d_position`` is the number of sinusoids; each costs every head a channel of queries and keys.
+    """
+    return MultiHeadAttention(d_model, n_heads, position=_relative(d_model, n_heads, distances, d_position))
 
 
-def rcmha(d_model: int, n_heads: int, kernel_size: int = 3, distances: int | None = None) -> MultiHeadAttention:
-    """Relative convolutional multi-head attention (Sugiharto et al. 2023, arXiv 2308.03429): both parts."""
-    convolution = HeadConvolution(n_heads, d_model // n_heads, kernel_size)
-    position = _relative(d_model, n_heads, distances)
+def rcmha(
+    d_model: int, n_heads: int, kernel_size: int = 3, distances: int | None = None, *, d_position: int = 32
+) -> MultiHeadAttention:
+    """Relative convolutional multi-head attention (Sugiharto et al. 2023, arXiv 2308.03429): ``rmha`` with kernels."""
+    convolution = HeadConvolution(n_heads, head_width(d_model, n_heads), kernel_size)
+    position = _relative(d_model, n_heads, distances, d_position)
     return MultiHeadAttention(d_model, n_heads, position=position, convolution=convolution)
 
 
-def _relative(d_model: int, n_heads: int, distances: int | None) -> RelativePosition:
-    d_head = d_model // n_heads
+def _relative(d_model: int, n_heads: int, distances: int | None, d_position: int) -> RelativePosition:
+    d_head = head_width(d_model, n_heads)
     if distances is None:
-        return SinusoidalRelativePosition(n_heads, d_head, d_model)
+        return SinusoidalRelativePosition(n_heads, d_head, d_position)
     return LearnedRelativePosition(n_heads, d_head, distances)

@@ -46,11 +46,12 @@ def load_model(folder: str | Path, device: str | torch.device = "cpu") -> Langua
         if not (folder / name).is_file():
             raise CheckpointError(f"{folder} holds no {name}: name the --out folder of a training run")
     try:
-        model = LanguageModel(Config.from_json((folder / CONFIG).read_text(), folder / CONFIG))
+        model = LanguageModel(_read_config(folder))
     except ValueError as error:
         raise CheckpointError(str(error)) from error
+    tensors = _read(folder / WEIGHTS)[0]
     try:
-        model.load_state_dict(_read(folder / WEIGHTS)[0])
+        model.load_state_dict(tensors)
     except RuntimeError as error:
         raise CheckpointError(f"{folder / WEIGHTS} does not fit {CONFIG} beside it: {_brief(error)}") from error
     return model.to(device).eval()
@@ -80,11 +81,16 @@ def load_training(
 ) -> tuple[Memory | None, Progress]:
     """Put a stopped run's state back; a folder without one, or without a step, starts afresh.
 
-    CheckpointError if the folder holds another run, or a finished one that cannot go on.
+    CheckpointError if the folder holds another run, a finished one that cannot go on, or another's configuration.
     """
     if not (folder / TRAINING).is_file():
         if (folder / RESULTS).exists():
             raise CheckpointError(f"{folder} holds a finished run without its {TRAINING}: name another --out folder")
+        if (folder / CONFIG).exists():
+            try:
+                _require_same(_read_config(folder), model.config, folder)
+            except ValueError as error:
+                raise CheckpointError(f"{error}: name another --out folder") from error
         return None, Progress()
     tensors, metadata = _read(folder / TRAINING)
     try:
@@ -123,6 +129,16 @@ def _restore(
     return memory, progress
 
 
+def load_results(folder: Path) -> dict[str, Any]:
+    """The results of a finished run. CheckpointError if the file is damaged."""
+    try:
+        found: dict[str, Any] = json.loads((folder / RESULTS).read_text(encoding="utf-8"))
+    except ValueError as error:
+        again = "delete it, and the same command makes it again"
+        raise CheckpointError(f"{folder / RESULTS} is damaged ({error}): {again}") from error
+    return found
+
+
 def _require_same(theirs: Config, ours: Config, folder: Path) -> None:
     differences = [
         f"{name} {getattr(theirs, name)} there, {getattr(ours, name)} here"
@@ -136,11 +152,21 @@ def _require_same(theirs: Config, ours: Config, folder: Path) -> None:
         )
 
 
+def _read_config(folder: Path) -> Config:
+    try:
+        text = (folder / CONFIG).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{folder / CONFIG} is not text: {error}") from error
+    return Config.from_json(text, folder / CONFIG)
+
+
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    with path.open("rb"):  # safetensors says of a file that may not be read that it is not there
+        pass
     try:
         with safe_open(path, "pt") as file:
             return {name: file.get_tensor(name).clone() for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
+    except SafetensorError as error:
         raise CheckpointError(f"{path} cannot be read as safetensors ({error}): it is damaged; delete it") from error
 
 

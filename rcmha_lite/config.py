@@ -67,11 +67,13 @@ class Config:
     def __post_init__(self) -> None:
         hints = get_type_hints(type(self))
         for f in dataclasses.fields(self):
-            value, kind, low, high = getattr(self, f.name), hints[f.name], *list(f.metadata.values())[1:]
+            value, kind = getattr(self, f.name), hints[f.name]
+            low, high = f.metadata["at_least"], f.metadata["below"]
             options = get_args(kind)
             if options and value not in options:
                 raise ValueError(f"{f.name} {value!r} is not one of {', '.join(map(str, options))}")
-            if not options and not isinstance(value, (int, float) if kind is float else kind):
+            fits = (bool,) if kind is bool else (int, float) if kind is float else (kind,)
+            if not options and (not isinstance(value, fits) or isinstance(value, bool) != (kind is bool)):
                 raise ValueError(f"{f.name} {value!r} is not of type {kind.__name__}")
             if low is not None and not value >= low:
                 raise ValueError(f"{f.name} {value} is too small: give {low} or more")
@@ -152,4 +154,4 @@ PRESETS: dict[str, Config] = {
         steps=2500, precision="bfloat16", compile=True,
     ),
 }  # fmt: skip
-"""tiny: seconds, for tests · laptop: ten minutes of two CPU cores · paper: the public code's settings · gpu."""
+"""tiny: seconds, for tests · laptop: five to ten minutes of two CPU cores · paper: the public code's settings · gpu."""

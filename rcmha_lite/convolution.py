@@ -21,12 +21,14 @@ def causal_depthwise_convolution(
         y[t, c] = bias[c] + Σ_s taps[c, s] · x[t − (kernel − 1) + s, c],   s = 0 … kernel − 1
 
     The last tap multiplies the current position. Before the first position stand the last kernel − 1 rows of
-    ``history`` (its last kernel − 1 rows matter), or zeros where there is none.
+    ``history``, or zeros where there is none.
     """
+    if not x.shape[1]:
+        return x
     past = taps.shape[1] - 1
     context = x if history is None else torch.cat((history, x), dim=1)
     known = context[:, max(context.shape[1] - x.shape[1] - past, 0) :]
-    zeros = x.new_zeros(len(x), past + x.shape[1] - known.shape[1], x.shape[2])
+    zeros = x.new_zeros(x.shape[0], past + x.shape[1] - known.shape[1], x.shape[2])
     padded = torch.cat((zeros, known), dim=1)  # cheaper than F.pad, whose backward copies
     # As an image of height one: on a CPU, conv2d's channels-last kernel is several times faster than conv1d's.
     image = padded.transpose(1, 2).unsqueeze(2)
@@ -45,6 +47,8 @@ class HeadConvolution(nn.Module):
         projections: which of ``q``, ``k`` and ``v`` are convolved; the others pass through.
         init: ``identity`` (1 on the current position, 0 on the past), ``primer`` (0.5 on the current position, where there are others
             0.5 / kernel_size on each of these) or ``pytorch`` (uniform in ±1/√kernel_size, as ``nn.Conv1d``).
+
+    ValueError without a tap, and for other projections.
     """
 
     def __init__(

@@ -35,11 +35,13 @@ def evaluate(
     Windows of ``window`` inputs lie side by side and every position is scored, nanoGPT's way; the first positions
     of each have little context. ``sliding`` windows overlap by half, and only the second half is scored (of the
     first window, all). A model with memory reads each window segment by segment, its memory empty at the start.
-    ValueError for fewer than two ids, or a window or batch below 1.
+    ValueError for fewer than two ids, ids that the model does not know, a window or batch below 1, or a loss that is not a finite number.
     """
     inputs, targets = ids[:-1], ids[1:]
     if window < 1 or batch < 1:
         raise ValueError(f"window {window} and batch {batch} must be at least 1")
+    if len(ids) and int(ids.max()) >= model.config.vocabulary:
+        raise ValueError(f"id {int(ids.max())} is outside the model's vocabulary of {model.config.vocabulary}")
     if not len(inputs):
         raise ValueError(f"{len(ids)} characters leave nothing to predict: give at least 2")
     spans, done = [], 0
@@ -62,6 +64,8 @@ def evaluate(
                 right += int((logits.argmax(dim=-1) == wanted).sum())
     finally:
         model.train(training)
+    if not math.isfinite(loss):
+        raise ValueError(f"the validation loss is {loss}: the model diverged in training; give a lower learning rate")
     return Evaluation(loss / len(inputs), right / len(inputs), len(inputs))
 
 

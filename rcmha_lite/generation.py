@@ -22,7 +22,8 @@ def next_probabilities(
     """softmax(logits / temperature) over the characters that both filters leave.
 
     ``temperature`` 0 puts everything on the most probable. ``top_k`` leaves the k most probable; ``top_p`` the fewest
-    whose probabilities reach p (nucleus sampling, Holtzman et al. 2020, arXiv 1904.09751).
+    whose probabilities reach p (nucleus sampling, Holtzman et al. 2020, arXiv 1904.09751). ValueError for a negative
+    temperature, filters that leave nothing, and logits that are not numbers.
     """
     if not temperature >= 0:
         raise ValueError(
@@ -62,6 +63,8 @@ def generate_ids(
     seed: int = 0,
 ) -> Iterator[int]:
     """Sample ``length`` ids after ``prompt``, one at a time; the same seed gives the same ids.
+
+    Until the last one is taken the model stays in evaluation mode. ValueError, at the first, for an empty prompt.
 
     The last ``context + memory`` positions are kept as keys and values. Absolute positions end there: when they
     do, the cache is filled again from the last half of what it held. With ``fresh_queries`` and memory the text is
@@ -108,16 +111,20 @@ def generate(
 ) -> Iterator[str]:
     """Stream the text that follows ``prompt``, without it: at most ``length`` characters, ending before ``stop``.
 
-    ``sampling`` goes to ``generate_ids``. ValueError for a character that the tokenizer does not know.
+    ``sampling`` goes to ``generate_ids``. ValueError, when the first piece is asked for, for a character that the
+    tokenizer does not know, and for a model of another vocabulary.
     """
-    tokenizer = tokenizer or CharTokenizer()
+    tokenizer, stop = tokenizer or CharTokenizer(), stop or ""
+    if len(tokenizer) != model.config.vocabulary:
+        theirs = f"a vocabulary of {model.config.vocabulary}"
+        raise ValueError(f"the model has {theirs}, the tokenizer {len(tokenizer)} characters: give the model's own")
     held = ""
     for i in generate_ids(model, tokenizer.encode(prompt), length, **sampling):  # type: ignore[arg-type]
         held += tokenizer.characters[i]
         if stop and held.endswith(stop):
             held = held.removesuffix(stop)
             break
-        unsure = next((n for n in range(len(stop or "") - 1, 0, -1) if held.endswith(stop[:n])), 0) if stop else 0
+        unsure = next((n for n in range(len(stop) - 1, 0, -1) if held.endswith(stop[:n])), 0)
         if len(held) > unsure:
             yield held[: len(held) - unsure]
             held = held[len(held) - unsure :]

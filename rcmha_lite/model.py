@@ -33,7 +33,10 @@ class _SquaredReLU(torch.autograd.Function):
 
 
 def squared_relu(x: Tensor) -> Tensor:
-    """max(x, 0)², the activation of Primer (So et al. 2021, arXiv 2109.08668). RuntimeError at a second derivative."""
+    """max(x, 0)², the activation of Primer (So et al. 2021, arXiv 2109.08668).
+
+    Made for autograd's first derivatives: RuntimeError at a second one, and inside a transform of ``torch.func``.
+    """
     found: Tensor = _SquaredReLU.apply(x)
     return found
 
@@ -52,11 +55,14 @@ class Dropout(nn.Module):
     """Zero each element with probability ``p`` in training, and divide the rest by what is left of 1.
 
     On a CPU, PyTorch draws one random number an element, on one core, which is slow. Here each number
-    decides eight elements, a byte each, so that ``p`` is rounded to 256ths.
+    decides eight elements, a byte each, so that ``p`` is rounded to 256ths, and the factor to the input's precision.
+    ValueError unless 0 ≤ p < 1.
     """
 
     def __init__(self, p: float) -> None:
         super().__init__()
+        if not 0 <= p < 1:
+            raise ValueError(f"dropout {p} is not a share: give 0 or more, and less than 1")
         self.p = p
 
     def forward(self, x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
@@ -130,7 +136,7 @@ class LanguageModel(nn.Module):
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.config = config
-        shared = torch.Generator().manual_seed(int(torch.randint(2**62, ())))
+        shared = torch.Generator().manual_seed(int(torch.randint(2**62, (), device="cpu")))
         self.embedding = nn.Embedding(config.vocabulary, config.d_model)
         kind = config.position.removeprefix("absolute-")
         self.position: AbsolutePosition | None = None
@@ -162,7 +168,8 @@ class LanguageModel(nn.Module):
     ) -> tuple[Float[Tensor, "batch time vocabulary"], Memory | None]:
         """Logits for the character after each of ``ids``, and the memory to give with the next segment.
 
-        ``memory`` (training, evaluation) holds hidden states, ``cache`` (generation) keys and values; give one.
+        ``memory`` (training, evaluation) holds hidden states, ``cache`` (generation) keys and values. ValueError for
+        both, and for no ids.
         """
         if not ids.shape[1] or (memory and cache):
             raise ValueError("give at least one id, and a memory or a cache, not both")

@@ -5,6 +5,7 @@ import hashlib
 import json
 import math
 import os
+import shutil
 import signal
 import threading
 import time
@@ -90,7 +91,8 @@ class Trainer:
             raise ValueError(f"batch {config.batch} is not divisible by {parts}")
         tokenizer = CharTokenizer()
         if config.vocabulary != len(tokenizer):
-            raise ValueError(f"vocabulary {config.vocabulary} does not fit a text of {len(tokenizer)} characters")
+            known = f"training knows Tiny Shakespeare's {len(tokenizer)} characters"
+            raise ValueError(f"vocabulary {config.vocabulary}: {known}, so leave it at {len(tokenizer)}")
         self.train_ids, self.validation_ids = split(tokenizer.encode(text))
         torch.manual_seed(config.seed)
         self.model = LanguageModel(config)
@@ -163,6 +165,8 @@ class Trainer:
         """Checkpoint and weights, by the main process."""
         memory = self.memory and Memory(self.accelerator.gather(self.memory.hidden), self.memory.seen)
         if self.accelerator.is_main_process:
+            for left_over in self.out.glob(".partial-*"):  # by a process that was killed while it wrote
+                shutil.rmtree(left_over, ignore_errors=True)
             progress = Progress(
                 self.done, self.seconds, tuple(self.curve), tuple(self.since.tolist()), tuple(self.origins)
             )
@@ -202,8 +206,6 @@ class Trainer:
         """A point of the learning curve: training means since the last one, and the whole validation split."""
         loss, accuracy = (self.since[:2] / self.since[2]).tolist()
         found = evaluate(self.model, self.validation_ids, window=self.config.window)
-        if not math.isfinite(found.loss):
-            raise ValueError(f"the validation loss is {found.loss} at step {self.done}: give a lower learning rate")
         point = {"step": self.done, "train_loss": loss, "train_accuracy": accuracy}
         return point | {"val_loss": found.loss, "val_accuracy": found.accuracy}
 
@@ -213,14 +215,17 @@ def train(config: Config, out: str | Path, *, text: str | None = None, progress:
 
     A step's windows and dropout depend on the seed and the step alone, so a run that is killed and resumed ends, on
     a CPU, with the same weights bit for bit as one that was not. Several processes (``torchrun -m rcmha_lite train``)
-    share each batch. Returns the results, also written to ``out/results.json``. Raises CheckpointError if ``out``
-    holds another run, and Interrupted, with the checkpoint written, after Ctrl-C.
+    share each batch. Returns the results, also written to ``out/results.json``. Seeds PyTorch's generator, and makes
+    Accelerate's state anew. Raises CheckpointError if ``out`` holds another run; ValueError if the configuration does
+    not fit the text or the processes, or the loss is no longer a number; and Interrupted, with the checkpoint
+    written, after Ctrl-C.
     """
     text, out = load_tiny_shakespeare() if text is None else text, Path(out)
     trainer = Trainer(config, out, text)
     if trainer.done == config.steps and (out / checkpoint.RESULTS).is_file():
-        found: dict[str, Any] = json.loads((out / checkpoint.RESULTS).read_text(encoding="utf-8"))
-        return found
+        if trainer.accelerator.is_main_process:  # they may have been damaged since
+            checkpoint.save_weights(out, trainer.model)
+        return checkpoint.load_results(out)
     with stop_requested() as stop:
         if not trainer.done:
             trainer.save()

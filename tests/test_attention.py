@@ -195,9 +195,16 @@ def test_fresh_queries_break_the_equality_with_the_whole():
     close(difference[2:], torch.zeros(3, dtype=torch.float64))
 
 
-def test_errors_say_what_to_do():
+def test_errors_say_what_to_do(unchecked):
     with pytest.raises(ValueError, match="d_model 130 is not divisible by n_heads 8"):
         mha(130, 8)
+    for heads in (0, -4):
+        with pytest.raises(ValueError, match=f"d_model 16 is not divisible by n_heads {heads}"):
+            mdha(16, heads)
+    with pytest.raises(ValueError, match=r"the input has shape \(9, 16\): give \[batch, time, d_model\]"):
+        rcmha(16, 4)(torch.zeros(9, 16))
+    with pytest.raises(ValueError, match="limit -1 is negative"):
+        AttentionCache(limit=-1)
     with pytest.raises(IndexError, match="12 positions back lies outside a table of 12 distances"):
         rmha(16, 4, distances=12).double()(exercises.random(1, 13, 16))
 
@@ -219,7 +226,7 @@ def test_a_stream_keeps_no_graph():
     for _ in range(3):
         module(torch.randn(1, 4, 16), cache=cache)
     assert not cache.history.requires_grad
-    assert all(not seen.requires_grad for seen in cache.extend(torch.zeros(1, 2, 1, 24), torch.zeros(1, 2, 1, 8)))
+    assert all(not seen.requires_grad for seen in cache.extend(torch.zeros(1, 2, 1, 40), torch.zeros(1, 2, 1, 8)))
 
 
 def test_a_refused_piece_leaves_the_stream_as_it_was():
@@ -230,8 +237,37 @@ def test_a_refused_piece_leaves_the_stream_as_it_was():
     first = module(text[:, :4], cache=cache)
     with pytest.raises(IndexError, match="outside a table of 6 distances"):
         module(torch.randn(1, 3, 16, dtype=torch.float64), cache=cache)
-    with pytest.raises(ValueError, match="does not continue a stream"):
-        cache.extend(torch.zeros(3, 2, 1, 8), torch.zeros(3, 2, 1, 8))
+    with pytest.raises(ValueError, match="a piece of batch 3 does not continue a stream of batch 1"):
+        module(torch.zeros(3, 1, 16, dtype=torch.float64), cache=cache)
     with pytest.raises(ValueError, match="give one of them"):
         module(text[:, 4:], text[:, :4], cache=cache)
     close(torch.cat((first, module(text[:, 4:], cache=cache)), dim=1), module(text))
+
+
+def test_no_queries_give_no_outputs(cell):
+    """Nor does an empty piece of a stream move anything but nothing."""
+    nothing, past = torch.zeros(2, 0, 16, dtype=torch.float64), exercises.random(2, 5, 16)
+    assert cell(nothing).shape == cell(nothing, past).shape == (2, 0, 16)
+    cache = AttentionCache()
+    pieces = [cell(piece, cache=cache) for piece in (past[:, :3], nothing, past[:, 3:])]
+    close(torch.cat(pieces, dim=1), cell(past))
+
+
+def test_values_may_be_wider_than_queries():
+    q, k, v = (exercises.random(1, 2, 6, width, seed=width) for width in (4, 4, 9))
+    close(fused_attention(q, k, v), attention.attention(q, k, v))
+
+
+def test_width_of_the_sinusoids_is_its_own_choice():
+    assert rcmha(192, 6).position.projection.shape == (192, 32)
+    assert rmha(15, 3, d_position=8).position.projection.shape == (15, 8)
+
+
+def test_a_limited_cache_gives_back_what_a_long_piece_took():
+    module, cache = rcmha(16, 2), AttentionCache(limit=15)
+    with torch.no_grad():
+        for time in (2000, 1):
+            module(torch.randn(1, time, 16), cache=cache)
+    assert len(cache) == 15
+    assert cache._keys.untyped_storage().nbytes() < 40 * cache._keys[:, :, :1].nbytes
+    assert cache.history.untyped_storage().nbytes() == cache.history.nbytes

@@ -89,6 +89,14 @@ def test_info(call):
     assert torch.__version__ in out
 
 
+def test_absolute_cells_end_with_the_context_that_is_given(call, corpus, monkeypatch):
+    seen = []
+    monkeypatch.setattr("rcmha_lite.training.train", lambda config, *_, **__: seen.append(config))
+    for context in (64, 256):
+        assert call("train", "--cell", "mha", "--context", context)[0] == 0
+    assert [config.window for config in seen] == [64, 256]
+
+
 BAD = {
     "bad flag": (["train", "--bogus", "1"], "No such option '--bogus'"),
     "bad command": (["walk"], "No such command 'walk'"),
@@ -136,9 +144,16 @@ def test_cells_of_a_preset(call, corpus, monkeypatch, preset, cell, found):
     assert {name: getattr(seen[0], name) for name in found} == found
 
 
-def test_too_little_memory_gets_one_line(call, corpus, monkeypatch, tmp_path):
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes."),
+        MemoryError("Unable to allocate 7.28 TiB for an array"),
+    ],
+)
+def test_too_little_memory_gets_one_line(call, corpus, monkeypatch, tmp_path, error):
     def fail(*_, **__):
-        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes.")
+        raise error
 
     monkeypatch.setattr("rcmha_lite.training.train", fail)
     assert call("train", "--out", tmp_path) == (

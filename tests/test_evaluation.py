@@ -73,6 +73,16 @@ def test_too_short():
         evaluate(model(), ids[:1])
 
 
+def test_a_diverged_model_and_foreign_ids_are_refused():
+    network = model()
+    with pytest.raises(ValueError, match=f"id 99 is outside the model's vocabulary of {network.config.vocabulary}"):
+        evaluate(network, torch.tensor([0, 99]))
+    with torch.no_grad():
+        network.output.bias.fill_(float("nan"))
+    with pytest.raises(ValueError, match="the validation loss is nan: the model diverged"):
+        evaluate(network, ids)
+
+
 @pytest.mark.parametrize("sizes", [{"window": 0}, {"batch": 0}])
 def test_windows_without_characters_are_refused(sizes):
     with pytest.raises(ValueError, match="must be at least 1"):

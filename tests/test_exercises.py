@@ -70,6 +70,10 @@ RIGHT = [
 WRONG = {
     "bigram: predecessors": (exercises.check_bigram, lambda text: bigram(text[::-1])),
     "bigram: the first successor": (exercises.check_bigram, lambda text: dict(reversed([*itertools.pairwise(text)]))),
+    "bigram: the most frequent other character": (
+        exercises.check_bigram,
+        lambda text: {a: max((b for b in Counter(text) if b != a), key=Counter(text).get) for a in text[:-1]},
+    ),
     "bigram: the last successor": (exercises.check_bigram, lambda text: dict(itertools.pairwise(text))),
     "accuracy: of the first window": (exercises.check_accuracy, lambda z, y: (z.argmax(-1) == y).double()[0].mean()),
     "accuracy: by length only": (exercises.check_accuracy, lambda z, y: (z.argmax(-1) == y).sum() / y.shape[1]),

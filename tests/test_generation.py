@@ -121,6 +121,8 @@ def test_bad_prompts():
         list(generate(model(), ""))
     with pytest.raises(ValueError, match="unknown characters 'é'"):
         list(generate(model(), "café"))
+    with pytest.raises(ValueError, match="the model has a vocabulary of 65, the tokenizer 2 characters"):
+        list(generate(model(), "ab", tokenizer=CharTokenizer("ab")))
 
 
 def test_a_diverged_model_is_named():

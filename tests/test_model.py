@@ -149,6 +149,9 @@ def test_dropout_keeps_the_stated_share_and_the_mean():
     torch.manual_seed(7)
     assert torch.equal(dropout(x), again)
     assert not torch.equal(y, again)
+    for p in (-0.1, 1.0):
+        with pytest.raises(ValueError, match=f"dropout {p} is not a share"):
+            Dropout(p)
 
 
 def test_zero_output_starts_as_the_embedding_alone():
@@ -203,6 +206,8 @@ def test_no_query_and_key_bias_equals_zero_bias(past):
         ({"decay": 1.5}, "decay 1.5 is a share of the steps: give 1 or less"),
         ({"layers": 0}, "layers 0 is too small: give 1 or more"),
         ({"layers": 2.5}, "layers 2.5 is not of type int"),
+        ({"layers": True}, "layers True is not of type int"),
+        ({"compile": 1}, "compile 1 is not of type bool"),
         ({"learning_rate": float("nan")}, "learning_rate nan"),
         ({"batch": 10, "accumulate": 3}, "batch 10 is not divisible by accumulate 3"),
         ({"position": "absolute-learned", "memory": 3}, "absolute-learned positions end with the table"),
@@ -240,3 +245,9 @@ def test_parts_of_the_grid():
         assert (attention.position is not None) == name.startswith("r")
         assert (attention.convolution is not None) == ("c" in name or "d" in name)
         assert isinstance(attention.query, nn.Linear)
+
+
+def test_a_model_without_memory_can_be_planned():
+    with torch.device("meta"):
+        planned = LanguageModel(SMALL)
+    assert sum(p.numel() for p in planned.parameters()) == sum(p.numel() for p in build().parameters())

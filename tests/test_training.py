@@ -160,7 +160,7 @@ def test_stopped_between_the_files_of_the_last_checkpoint(tmp_path, monkeypatch)
 
 
 def test_nothing_is_written_for_a_run_that_cannot_start(tmp_path):
-    with pytest.raises(ValueError, match="vocabulary 30 does not fit"):
+    with pytest.raises(ValueError, match="vocabulary 30: training knows Tiny Shakespeare's 65 characters"):
         train(FAST.replace(vocabulary=30), tmp_path, text=TEXT, progress=False)
     with pytest.raises(ValueError, match="needs at least"):
         train(FAST.replace(context=10**6), tmp_path, text=TEXT, progress=False)
@@ -235,7 +235,7 @@ def test_a_run_without_a_step_can_be_given_another_configuration(tmp_path, monke
 
 
 def test_a_run_that_diverges_at_its_end_is_not_a_result(tmp_path):
-    with pytest.raises(ValueError, match="the validation loss is nan at step 1"):
+    with pytest.raises(ValueError, match="the validation loss is nan: the model diverged"):
         train(FAST.replace(steps=1, learning_rate=1e30, muon_rate=1e30), tmp_path, text=TEXT, progress=False)
     assert not (tmp_path / checkpoint.RESULTS).exists()
 
@@ -266,6 +266,52 @@ def test_damaged_checkpoints_are_named(tmp_path, name):
     (tmp_path / name).unlink()
     with pytest.raises(CheckpointError, match=f"holds no {name}"):
         load_model(tmp_path)
+
+
+def test_a_finished_run_mends_its_weights(tmp_path):
+    """All that they hold is in its last checkpoint."""
+    found = train(FAST, tmp_path, text=TEXT, progress=False)
+    before = {name: tensor.clone() for name, tensor in weights(tmp_path).items()}
+    (tmp_path / checkpoint.CONFIG).unlink()
+    (tmp_path / checkpoint.WEIGHTS).write_bytes(b"half")
+    assert train(FAST, tmp_path, text=TEXT, progress=False) == found
+    assert all(torch.equal(before[name], tensor) for name, tensor in weights(tmp_path).items())
+    (tmp_path / checkpoint.RESULTS).write_text("{")
+    with pytest.raises(CheckpointError, match="is damaged"):
+        train(FAST, tmp_path, text=TEXT, progress=False)
+    (tmp_path / checkpoint.RESULTS).unlink()
+    assert train(FAST, tmp_path, text=TEXT, progress=False)["val_loss"] == found["val_loss"]
+
+
+@pytest.mark.parametrize("theirs", ['{"my": "settings"}', FAST.replace(d_ff=64).to_json(), "é".encode("latin-1")])
+def test_anothers_configuration_is_not_overwritten(tmp_path, theirs):
+    theirs = theirs if isinstance(theirs, bytes) else theirs.encode()
+    (tmp_path / checkpoint.CONFIG).write_bytes(theirs)
+    with pytest.raises(CheckpointError, match="name another --out folder"):
+        train(FAST, tmp_path, text=TEXT, progress=False)
+    assert [(file.name, file.read_bytes()) for file in tmp_path.iterdir()] == [(checkpoint.CONFIG, theirs)]
+
+
+def test_what_a_killed_write_left_is_removed(tmp_path):
+    left_over = tmp_path / ".partial-abc"
+    left_over.mkdir()
+    (left_over / checkpoint.WEIGHTS).write_bytes(b"half")
+    train(FAST, tmp_path, text=TEXT, progress=False)
+    assert not left_over.exists()
+
+
+def test_a_file_that_may_not_be_read_is_not_called_damaged(tmp_path, monkeypatch):
+    train(FAST, tmp_path, text=TEXT, progress=False)
+    opened = Path.open
+
+    def refuse(path, *arguments, **named):
+        if path.name == checkpoint.TRAINING:
+            raise PermissionError(13, "Permission denied", str(path))
+        return opened(path, *arguments, **named)
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(PermissionError):
+        train(FAST.replace(steps=20), tmp_path, text=TEXT, progress=False)
 
 
 def test_weights_of_another_configuration_are_refused(tmp_path):
