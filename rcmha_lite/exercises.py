@@ -176,6 +176,17 @@ def check_temperature(probabilities: Callable[[Tensor, float], Tensor]) -> str:
     return "Right: low temperatures sharpen, high ones flatten."
 
 
+def check_counter(counter: Callable[[Sequence[float], Sequence[float]], Sequence[float]]) -> str:
+    """``counter(training, validation)`` is what Σ (9 a_k + b_k) / 10 e shows after each epoch e."""
+    for training, validation, expected in (
+        ([0.4, 0.6], [0.5, 0.55], (0.41, 0.5025)),
+        ([1.0, 0.0, 0.0], [0.0, 0.0, 1.0], (0.9, 0.45, 1 / 3)),
+    ):
+        found = torch.tensor([float(x) for x in answered(counter(training, validation))])
+        assert_same(found, torch.tensor(expected), f"the counter after each of {len(training)} epochs", 1e-5)
+    return "Right: it counts everything since the start."
+
+
 def check_interval(interval: Callable[[Sequence[float], float], tuple[float, float]]) -> str:
     """``interval(differences, t)`` is mean ± t · s / √n, with s² the sum of squared deviations over n − 1."""
     for differences, t, expected in (

@@ -44,6 +44,11 @@ def interval(differences, t):
     return statistics.mean(differences) - half, statistics.mean(differences) + half
 
 
+def counter(training, validation):
+    right = itertools.accumulate(9 * a + b for a, b in zip(training, validation, strict=True))
+    return [hits / (10 * (n + 1)) for n, hits in enumerate(right)]
+
+
 def running_mean(x):
     return x.cumsum(1) / torch.arange(1, x.shape[1] + 1)[:, None]
 
@@ -64,6 +69,7 @@ RIGHT = [
     (exercises.check_squared_relu, squared_relu),
     (exercises.check_flops, counted),
     (exercises.check_interval, interval),
+    (exercises.check_counter, counter),
     (exercises.check_temperature, lambda z, t: generation.next_probabilities(z, temperature=t)),
 ]
 
@@ -113,6 +119,15 @@ WRONG = {
     ),
     "interval: divided by n": (exercises.check_interval, lambda x, t: interval(x, t * ((len(x) - 1) / len(x)) ** 0.5)),
     "interval: of one run, not of the mean": (exercises.check_interval, lambda x, t: interval(x, t * len(x) ** 0.5)),
+    "counter: of the training text alone": (exercises.check_counter, lambda a, b: counter(a, a)),
+    "counter: reset every epoch": (
+        exercises.check_counter,
+        lambda a, b: [(9 * x + y) / 10 for x, y in zip(a, b, strict=True)],
+    ),
+    "counter: a mean of both accuracies": (
+        exercises.check_counter,
+        lambda a, b: counter([0] * len(a), [5 * x + 5 * y for x, y in zip(a, b, strict=True)]),
+    ),
     "squared ReLU: x²": (exercises.check_squared_relu, torch.square),
     "squared ReLU: ReLU": (exercises.check_squared_relu, torch.relu),
     "temperature: multiplied": (exercises.check_temperature, lambda z, t: (z * t).softmax(-1)),

@@ -34,9 +34,11 @@ def table() -> str:
         )
     for kind, found in NANOGPT.items():
         config = found.config
+        read, best = (steps * config.batch * config.context / 1e6 for steps in (config.steps, found.steps))
+        text = f"{read:.1f} M characters" + (f", best near {best:.0f} M" if best < read else "")
+        shape = f"{config.layers} layers × {config.d_model}"
         rows.append(
-            f"| nanoGPT's {kind.upper()} recipe, as reported | {config.layers} layers × {config.d_model} | "
-            f"{config.steps * config.batch * config.context / 1e6:.1f} M characters | {found.took} | {found.loss} | |"
+            f"| nanoGPT's {kind.upper()} recipe, as reported | {shape} | {text} | {found.took} | {found.loss} | |"
         )
     rows.append(
         "| RCMHA, as its paper reports | | | 2 h 02 min | | 0.572 (how it was measured is not known: chapter 6) |"
