@@ -9,7 +9,7 @@ import torch
 
 from benchmarks import public_code
 from experiments.claims import VERDICTS, Claim, ledger, missing_evidence
-from experiments.results import ROOT, load
+from experiments.results import ROOT, load, running_counter
 from experiments.yardsticks import NANOGPT, operations, operations_to
 from rcmha_lite.config import CELLS, PRESETS
 from rcmha_lite.data import split
@@ -107,6 +107,19 @@ def test_ranking_at_the_public_settings():
     accuracy = {cell: point["val_accuracy"] for cell, point in after_two.items()}
     assert accuracy["rcmha"] > accuracy["rmha"] + 0.01
     assert accuracy["rmha"] > accuracy["mdha"] > accuracy["mha"]
+
+
+def test_ten_epochs_at_the_public_settings():
+    accuracy, loss, passed = {}, {}, {}
+    for cell, reported in (("rmha", 0.555), ("rcmha", 0.572)):
+        curve = load(f"paper/{cell}")["curve"]
+        assert [point["step"] for point in curve] == [epoch * 15_685 for epoch in range(1, 11)]
+        accuracy[cell], loss[cell] = ([point[key] for point in curve] for key in ("val_accuracy", "val_loss"))
+        passed[cell] = sum(shown < reported for shown in running_counter(f"paper/{cell}"))
+    assert 0 < accuracy["rcmha"][-1] - accuracy["rmha"][-1] < 0.01
+    assert max(accuracy["rcmha"] + accuracy["rmha"]) < 0.537
+    assert all(losses[3:] == sorted(losses[3:]) for losses in loss.values())
+    assert passed == {"rmha": 5, "rcmha": 5}
 
 
 def test_ten_epochs_of_the_public_settings():
