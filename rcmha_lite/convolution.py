@@ -45,8 +45,8 @@ class HeadConvolution(nn.Module):
         n_heads, d_head: heads, and channels of each.
         kernel_size: taps, at least 1; the last multiplies the current position.
         projections: which of ``q``, ``k`` and ``v`` are convolved; the others pass through.
-        init: ``identity`` (1 on the current position, 0 on the past), ``primer`` (0.5 on the current position, where there are others
-            0.5 / kernel_size on each of these) or ``pytorch`` (uniform in ±1/√kernel_size, as ``nn.Conv1d``).
+        init: ``identity`` (1 on the current position, 0 on the past), ``primer`` (0.5 on the current position and, where
+            there are others, 0.5 / kernel_size on each of these) or ``pytorch`` (uniform in ±1/√kernel_size, as ``nn.Conv1d``).
 
     ValueError without a tap, and for other projections.
     """

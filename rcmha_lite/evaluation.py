@@ -35,7 +35,8 @@ def evaluate(
     Windows of ``window`` inputs lie side by side and every position is scored, nanoGPT's way; the first positions
     of each have little context. ``sliding`` windows overlap by half, and only the second half is scored (of the
     first window, all). A model with memory reads each window segment by segment, its memory empty at the start.
-    ValueError for fewer than two ids, ids that the model does not know, a window or batch below 1, or a loss that is not a finite number.
+    ValueError for fewer than two ids, ids that the model does not know, a window or batch below 1, or a loss that is
+    not a finite number.
     """
     inputs, targets = ids[:-1], ids[1:]
     if window < 1 or batch < 1:

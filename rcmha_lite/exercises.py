@@ -176,15 +176,14 @@ def check_temperature(probabilities: Callable[[Tensor, float], Tensor]) -> str:
     return "Right: low temperatures sharpen, high ones flatten."
 
 
-def check_counter(counter: Callable[[Sequence[float], Sequence[float]], Sequence[float]]) -> str:
-    """``counter(training, validation)`` is what Σ (9 a_k + b_k) / 10 e shows after each epoch e."""
-    for training, validation, expected in (
-        ([0.4, 0.6], [0.5, 0.55], (0.41, 0.5025)),
-        ([1.0, 0.0, 0.0], [0.0, 0.0, 1.0], (0.9, 0.45, 1 / 3)),
-    ):
-        found = torch.tensor([float(x) for x in answered(counter(training, validation))])
-        assert_same(found, torch.tensor(expected), f"the counter after each of {len(training)} epochs", 1e-5)
-    return "Right: it counts everything since the start."
+def check_reset(reset: Callable[[Sequence[float]], Sequence[float]]) -> str:
+    """``reset(counter)``: from c_e, the mean over epochs 1 … e, the mean over epoch e alone."""
+    for counter, expected in (([0.41, 0.5025], (0.41, 0.595)), ([0.9, 0.45, 0.5], (0.9, 0.0, 0.6)), ([0.3], (0.3,))):
+        found = torch.tensor([float(x) for x in answered(reset(counter))])
+        assert_same(
+            found, torch.tensor(expected), f"the accuracy of each epoch where the counter shows {counter}", 1e-5
+        )
+    return "Right: each epoch by itself."
 
 
 def check_interval(interval: Callable[[Sequence[float], float], tuple[float, float]]) -> str:

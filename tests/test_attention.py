@@ -271,3 +271,14 @@ def test_a_limited_cache_gives_back_what_a_long_piece_took():
     assert len(cache) == 15
     assert cache._keys.untyped_storage().nbytes() < 40 * cache._keys[:, :, :1].nbytes
     assert cache.history.untyped_storage().nbytes() == cache.history.nbytes
+
+
+def test_no_mask_is_made_that_nothing_reads(monkeypatch):
+    """Over T positions the fused kernel needs none, and one would cost T × T."""
+
+    def refuse(*_):
+        raise AssertionError("a mask of queries × keys was made")
+
+    monkeypatch.setattr(attention, "causal_mask", refuse)
+    q, k, v = (exercises.random(1, 2, 9, 4, seed=seed) for seed in range(3))
+    fused_attention(q, k, v)

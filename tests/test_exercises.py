@@ -44,9 +44,9 @@ def interval(differences, t):
     return statistics.mean(differences) - half, statistics.mean(differences) + half
 
 
-def counter(training, validation):
-    right = itertools.accumulate(9 * a + b for a, b in zip(training, validation, strict=True))
-    return [hits / (10 * (n + 1)) for n, hits in enumerate(right)]
+def reset(counter):
+    so_far = [0, *(n * shown for n, shown in enumerate(counter, 1))]
+    return [b - a for a, b in itertools.pairwise(so_far)]
 
 
 def running_mean(x):
@@ -69,7 +69,7 @@ RIGHT = [
     (exercises.check_squared_relu, squared_relu),
     (exercises.check_flops, counted),
     (exercises.check_interval, interval),
-    (exercises.check_counter, counter),
+    (exercises.check_reset, reset),
     (exercises.check_temperature, lambda z, t: generation.next_probabilities(z, temperature=t)),
 ]
 
@@ -119,15 +119,12 @@ WRONG = {
     ),
     "interval: divided by n": (exercises.check_interval, lambda x, t: interval(x, t * ((len(x) - 1) / len(x)) ** 0.5)),
     "interval: of one run, not of the mean": (exercises.check_interval, lambda x, t: interval(x, t * len(x) ** 0.5)),
-    "counter: of the training text alone": (exercises.check_counter, lambda a, b: counter(a, a)),
-    "counter: reset every epoch": (
-        exercises.check_counter,
-        lambda a, b: [(9 * x + y) / 10 for x, y in zip(a, b, strict=True)],
+    "reset: the counter itself": (exercises.check_reset, lambda c: c),
+    "reset: differences of the counter": (
+        exercises.check_reset,
+        lambda c: [b - a for a, b in itertools.pairwise([0, *c])],
     ),
-    "counter: a mean of both accuracies": (
-        exercises.check_counter,
-        lambda a, b: counter([0] * len(a), [5 * x + 5 * y for x, y in zip(a, b, strict=True)]),
-    ),
+    "reset: one epoch late": (exercises.check_reset, lambda c: reset(c)[1:]),
     "squared ReLU: x²": (exercises.check_squared_relu, torch.square),
     "squared ReLU: ReLU": (exercises.check_squared_relu, torch.relu),
     "temperature: multiplied": (exercises.check_temperature, lambda z, t: (z * t).softmax(-1)),
