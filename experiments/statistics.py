@@ -63,3 +63,30 @@ def factorial_effects(
         effect = np.sum(signed, axis=0) * 2.0 ** (1 - len(factors))
         found[tuple(factors[f] for f in subset)] = interval(effect.tolist(), comparisons=len(subsets))
     return found
+
+
+def differences_from(values: Mapping[str, Sequence[float]], reference: str) -> dict[str, Interval]:
+    """Every choice less the reference, from runs paired by their place in each sequence: a randomised block design.
+
+    Blocks (seeds) and choices shift a run's value, what is left is noise of one size for all, so that m choices with
+    n runs each estimate it together, where each difference alone has n − 1 degrees of freedom:
+
+        x_ij = μ + choice_i + block_j + ε_ij,   s² = Σ ε̂_ij² / ((m − 1)(n − 1)),
+        mean difference ± t(1 − 0.05 / (2(m − 1)), (m − 1)(n − 1)) · s · √(2 / n)
+
+    Bonferroni: the m − 1 intervals hold together at 95 %. ValueError with sequences of different lengths, or with fewer
+    than two choices or two runs.
+    """
+    lengths = {len(sequence) for sequence in values.values()}
+    if len(lengths) != 1 or min(lengths) < 2 or len(values) < 2:
+        raise ValueError(
+            f"{len(values)} choices with {sorted(lengths)} runs: give two choices or more, each with the same two seeds or more"
+        )
+    table = np.array(list(values.values()))
+    m, n = table.shape
+    left = table - table.mean(axis=1, keepdims=True) - table.mean(axis=0) + table.mean()
+    freedom = (m - 1) * (n - 1)
+    spread = np.sqrt(np.sum(left**2) / freedom * 2 / n)
+    half = float(stats.t.ppf(1 - 0.05 / (2 * (m - 1)), freedom) * spread)
+    means = {name: float(np.mean(sequence) - np.mean(values[reference])) for name, sequence in values.items()}
+    return {name: Interval(mean, mean - half, mean + half, n) for name, mean in means.items() if name != reference}

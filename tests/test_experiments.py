@@ -13,12 +13,13 @@ from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from scipy import stats
 
 from experiments import __main__ as command
 from experiments import induction, measures, reproduce, results
 from experiments.measures import MEASURES
 from experiments.registry import BASE, EQUAL_TIME, GROUPS, RUNS, Run, ablation
-from experiments.statistics import factorial_effects, interval
+from experiments.statistics import differences_from, factorial_effects, interval
 from experiments.yardsticks import operations
 from rcmha_lite.config import Config
 from rcmha_lite.data import CharTokenizer, load_tiny_shakespeare, split
@@ -129,6 +130,43 @@ def test_effects_recover_what_went_in(table):
 def test_effects_need_every_cell():
     with pytest.raises(ValueError, match="give 4 cells with as many runs in each"):
         factorial_effects({(True, True): [1.0, 2.0]}, ("a", "b"))
+
+
+def test_two_choices_are_a_paired_comparison():
+    """With one choice beside the reference, nothing can be pooled: the paired t interval."""
+    found = differences_from({"a": [1.0, 2.0, 4.0], "b": [2.0, 4.0, 7.0]}, "a")["b"]
+    assert found == pytest.approx(interval([1.0, 2.0, 3.0]))
+
+
+def test_pooled_differences_are_those_of_least_squares():
+    """The same intervals from a regression on dummies of choice and seed."""
+    generator = np.random.default_rng(1)
+    table = generator.standard_normal((5, 4)) + np.arange(4) + np.arange(5)[:, None]
+    found = differences_from({str(n): row.tolist() for n, row in enumerate(table)}, "0")
+    columns = [np.ones((5, 4)), *(np.eye(5)[i][:, None] * np.ones(4) for i in range(1, 5))]
+    columns += [np.ones((5, 1)) * np.eye(4)[j] for j in range(1, 4)]
+    design = np.stack([column.ravel() for column in columns], axis=1)
+    fitted, residual, *_ = np.linalg.lstsq(design, table.ravel(), rcond=None)
+    covariance = np.linalg.inv(design.T @ design) * residual[0] / (20 - design.shape[1])
+    for i in range(1, 5):
+        half = stats.t.ppf(1 - 0.05 / 8, 12) * covariance[i, i] ** 0.5
+        expected = (fitted[i], fitted[i] - half, fitted[i] + half, 4)
+        assert found[str(i)] == pytest.approx(expected)
+
+
+def test_pooled_intervals_cover_what_they_promise():
+    noise = np.random.default_rng(0).standard_normal((400, 9, 4))
+    clean = 0
+    for rows in noise + np.arange(4):  # seeds differ, which must cancel
+        found = differences_from({str(n): row.tolist() for n, row in enumerate(rows)}, "0")
+        clean += not any(one.excludes_zero for one in found.values())
+    assert 0.92 < clean / 400 < 0.99
+
+
+@pytest.mark.parametrize("values", [{"a": [1.0, 2.0]}, {"a": [1.0], "b": [2.0]}, {"a": [1.0, 2.0], "b": [1.0]}])
+def test_pooled_differences_need_a_full_table(values):
+    with pytest.raises(ValueError, match="give two choices or more"):
+        differences_from(values, "a")
 
 
 def test_running_counter_by_hand(monkeypatch):
