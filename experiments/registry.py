@@ -96,7 +96,7 @@ def regimes() -> Iterator[Run]:
 
 def recipes() -> Iterator[Run]:
     """Candidates for the speed track, without the validation split: each in about the time of ``start``, five minutes
-    of two cores; ``longer-*``, ten.
+    of two cores; ``longer-*``, ten; ``minute-*``, one.
     """
     start = Config(dropout=0.1, steps=1300, eval_every=325, device="cpu")
     choices: dict[str, dict[str, Any]] = {
@@ -119,6 +119,17 @@ def recipes() -> Iterator[Run]:
             yield Run(
                 "recipes", f"longer-{name}-dropout-{dropout}", longer.replace(dropout=dropout), task="training split"
             )
+    short = start.replace(dropout=0.0, layers=4, d_model=128, n_heads=4, d_ff=512, batch=16)
+    short_choices: dict[str, dict[str, Any]] = {  # the steps fit their measured times
+        "4x128": {"steps": 600},
+        "3x128": {"layers": 3, "steps": 820},
+        "2x128": {"layers": 2, "steps": 1180},
+        "4x96": {"d_model": 96, "n_heads": 3, "d_ff": 384, "steps": 770},
+        "4x96-batch-32": {"d_model": 96, "n_heads": 3, "d_ff": 384, "batch": 32, "steps": 460},
+    }
+    for name, changes in short_choices.items():
+        config = short.replace(**changes, eval_every=0)
+        yield Run("recipes", f"minute-{name}", config, task="training split")
 
 
 def speed() -> Iterator[Run]:
