@@ -124,6 +124,9 @@ def recipes() -> Iterator[Run]:
         "4x128": {"steps": 600},
         "3x128": {"layers": 3, "steps": 820},
         "2x128": {"layers": 2, "steps": 1180},
+        "2x128-batch-32": {"layers": 2, "batch": 32, "steps": 650},
+        "2x128-muon-rate-0.03": {"layers": 2, "muon_rate": 0.03, "steps": 1180},
+        "2x192": {"layers": 2, "d_model": 192, "n_heads": 6, "d_ff": 768, "steps": 740},
         "4x96": {"d_model": 96, "n_heads": 3, "d_ff": 384, "steps": 770},
         "4x96-batch-32": {"d_model": 96, "n_heads": 3, "d_ff": 384, "batch": 32, "steps": 460},
     }
