@@ -60,12 +60,15 @@ def parts() -> Iterator[Run]:
     """Which part of the convolution or the encoding matters: RCMHA with one choice changed, beside RCMHA itself."""
     choices: dict[str, dict[str, Any]] = {
         "rcmha": {},
-        **{f"kernel-{size}": {"kernel_size": size} for size in (1, 2, 5, 9)},
+        **{f"kernel-{size}": {"kernel_size": size} for size in (0, 1, 2, 5, 9)},
         **{f"convolve-{names}": {"convolve": names} for names in ("q", "k", "v", "qk", "qv", "kv")},
         "kernels-separate": {"shared_kernels": False},
         "init-primer": {"kernel_init": "primer"},
         "init-pytorch": {"kernel_init": "pytorch"},
-        **{f"position-{name}": {"position": name} for name in ("none", "absolute-learned", "relative-learned")},
+        **{
+            f"position-{name}": {"position": name}
+            for name in ("none", "absolute-sinusoidal", "absolute-learned", "relative-learned")
+        },
     }
     for seed in SEEDS:
         for name, changes in choices.items():
