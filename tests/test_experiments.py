@@ -58,11 +58,10 @@ def test_equal_time_follows_from_the_measured_steps():
         assert steps == pytest.approx(500 * reference / time, rel=0.03)
 
 
-def test_runs_that_are_compared_come_from_one_engine():
+@pytest.mark.parametrize("groups", [("ablation", "equal_time"), ("parts",), ("regimes",)], ids=" and ".join)
+def test_runs_that_are_compared_come_from_one_engine(groups):
     """Same precision, processor and PyTorch, and the same package in the commits they name."""
-    origins = [
-        json.loads(file.read_text())["manifest"] for file in FILES if file.parent.name in ("ablation", "equal_time")
-    ]
+    origins = [json.loads(file.read_text())["manifest"] for file in FILES if file.parent.name in groups]
     assert len({(origin["precision"], origin["processor"], origin["torch"]) for origin in origins}) == 1
     engines = set()
     for commit in {origin["commit"] for origin in origins}:
