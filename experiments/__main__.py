@@ -27,12 +27,16 @@ FOLDERS = ROOT / "runs/experiments"
 
 
 def is_done(run: Run, results: Path = RESULTS) -> bool:
-    """Whether the run's results are there, finished, from the configuration that the registry asks for."""
+    """Whether the run's results are there, finished, with the configuration and the measures that the registry names.
+
+    Where only measures are missing, the trained weights are measured again, if they are still there.
+    """
     file = results / f"{run}.json"
     if not file.is_file():
         return False
     found = json.loads(file.read_text(encoding="utf-8"))
-    return Config(**found["config"]) == run.config and not found.get("unfinished")
+    measured = run.task == "induction" or found["measures"].keys() == set(run.measures)
+    return Config(**found["config"]) == run.config and measured and not found.get("unfinished")
 
 
 def write(run: Run, found: dict[str, Any], results: Path) -> None:

@@ -34,6 +34,23 @@ def lengths(model: LanguageModel, text: str) -> dict[str, float]:
     return {str(length): evaluate(model, ids, window=length).loss for length in LENGTHS}
 
 
+def contexts(model: LanguageModel, text: str) -> dict[str, float]:
+    """Validation loss of characters that have c … 2c − 1 others before them, for c from half the shortest length.
+
+    Windows of 2c overlap by half and the second half is scored, so that every c scores the same characters (but for
+    the first c). Side by side, a longer window also leaves fewer characters with a short past.
+    """
+    ids = split(CharTokenizer().encode(text))[1]
+    return {str(length // 2): evaluate(model, ids, window=length, sliding=True).loss for length in LENGTHS}
+
+
+def running_memory(model: LanguageModel, text: str) -> dict[str, float]:
+    """Loss and accuracy on the validation split read as one stream: the memory runs on, as it does in training."""
+    ids = split(CharTokenizer().encode(text))[1]
+    found = evaluate(model, ids, window=len(ids) - 1)
+    return {"loss": found.loss, "accuracy": found.accuracy}
+
+
 def taps(model: LanguageModel, text: str) -> dict[str, Any] | None:
     """Mean and standard deviation of every tap over a layer's kernels: [layer][q, k, v][tap]."""
     found = [module for module in model.modules() if isinstance(module, HeadConvolution)]
@@ -63,4 +80,6 @@ def rounded(x: Tensor) -> Any:
     return [rounded(part) for part in x] if x.ndim else round(x.item(), 5)
 
 
-MEASURES: dict[str, Callable[[LanguageModel, str], Any]] = {f.__name__: f for f in (unseen, lengths, taps, heads)}
+MEASURES: dict[str, Callable[[LanguageModel, str], Any]] = {
+    f.__name__: f for f in (unseen, lengths, contexts, running_memory, taps, heads)
+}

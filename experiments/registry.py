@@ -60,6 +60,7 @@ def parts() -> Iterator[Run]:
     """Which part of the convolution or the encoding matters: RCMHA with one choice changed, beside RCMHA itself."""
     choices: dict[str, dict[str, Any]] = {
         "rcmha": {},
+        "activation-relu": {"activation": "relu"},
         **{f"kernel-{size}": {"kernel_size": size} for size in (0, 1, 2, 5, 9)},
         **{f"convolve-{names}": {"convolve": names} for names in ("q", "k", "v", "qk", "qv", "kv")},
         "kernels-separate": {"shared_kernels": False},
@@ -72,7 +73,8 @@ def parts() -> Iterator[Run]:
     }
     for seed in SEEDS:
         for name, changes in choices.items():
-            yield Run("parts", f"{name}-{seed}", BASE.replace(**changes, eval_every=250, seed=seed))
+            measures = ("contexts",) if name in ("rcmha", "kernel-0") else ()
+            yield Run("parts", f"{name}-{seed}", BASE.replace(**changes, eval_every=250, seed=seed), measures)
 
 
 def regimes() -> Iterator[Run]:
@@ -181,7 +183,7 @@ def paper() -> Iterator[Run]:
         "mdha": without,
     }
     for cell, changes in cells.items():
-        yield Run("paper", cell, PRESETS["paper"].replace(**changes, device="cpu"))
+        yield Run("paper", cell, PRESETS["paper"].replace(**changes, device="cpu"), ("running_memory",))
 
 
 def induction() -> Iterator[Run]:

@@ -65,17 +65,19 @@ def factorial_effects(
     return found
 
 
-def differences_from(values: Mapping[str, Sequence[float]], reference: str) -> dict[str, Interval]:
-    """Every choice less the reference, from runs paired by their place in each sequence: a randomised block design.
+def contrasts(
+    values: Mapping[str, Sequence[float]], asked: Mapping[str, Mapping[str, float]], *, comparisons: int = 0
+) -> dict[str, Interval]:
+    """Weighted sums of the choices' means, from runs paired by their place in each sequence: a randomised block design.
 
     Blocks (seeds) and choices shift a run's value, what is left is noise of one size for all, so that m choices with
-    n runs each estimate it together, where each difference alone has n − 1 degrees of freedom:
+    n runs each estimate it together. ``asked`` gives each contrast its weights c, which sum to zero:
 
         x_ij = μ + choice_i + block_j + ε_ij,   s² = Σ ε̂_ij² / ((m − 1)(n − 1)),
-        mean difference ± t(1 − 0.05 / (2(m − 1)), (m − 1)(n − 1)) · s · √(2 / n)
+        Σ_i c_i x̄_i ± t(1 − 0.05 / (2k), (m − 1)(n − 1)) · s · √(Σ_i c_i² / n)
 
-    Bonferroni: the m − 1 intervals hold together at 95 %. ValueError with sequences of different lengths, or with fewer
-    than two choices or two runs.
+    Bonferroni: k intervals hold together at 95 %, as many as are asked or, if more are looked at, ``comparisons``.
+    ValueError with fewer than two choices or two runs, sequences of different lengths, or weights that do not cancel.
     """
     lengths = {len(sequence) for sequence in values.values()}
     if len(lengths) != 1 or min(lengths) < 2 or len(values) < 2:
@@ -86,7 +88,15 @@ def differences_from(values: Mapping[str, Sequence[float]], reference: str) -> d
     m, n = table.shape
     left = table - table.mean(axis=1, keepdims=True) - table.mean(axis=0) + table.mean()
     freedom = (m - 1) * (n - 1)
-    spread = np.sqrt(np.sum(left**2) / freedom * 2 / n)
-    half = float(stats.t.ppf(1 - 0.05 / (2 * (m - 1)), freedom) * spread)
-    means = {name: float(np.mean(sequence) - np.mean(values[reference])) for name, sequence in values.items()}
-    return {name: Interval(mean, mean - half, mean + half, n) for name, mean in means.items() if name != reference}
+    s = np.sqrt(np.sum(left**2) / freedom)
+    quantile = stats.t.ppf(1 - 0.05 / (2 * max(comparisons, len(asked))), freedom)
+    found = {}
+    for name, weights in asked.items():
+        if abs(sum(weights.values())) > 1e-9:
+            raise ValueError(
+                f"{name}: the weights {dict(weights)} sum to {sum(weights.values())}, give some that cancel"
+            )
+        mean = float(sum(weight * np.mean(values[choice]) for choice, weight in weights.items()))
+        half = float(quantile * s * np.sqrt(sum(weight**2 for weight in weights.values()) / n))
+        found[name] = Interval(mean, mean - half, mean + half, n)
+    return found

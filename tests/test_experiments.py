@@ -19,7 +19,7 @@ from experiments import __main__ as command
 from experiments import induction, measures, reproduce, results
 from experiments.measures import MEASURES
 from experiments.registry import BASE, EQUAL_TIME, GROUPS, RUNS, Run, ablation
-from experiments.statistics import differences_from, factorial_effects, interval
+from experiments.statistics import contrasts, factorial_effects, interval
 from experiments.yardsticks import operations
 from rcmha_lite.config import Config
 from rcmha_lite.data import CharTokenizer, load_tiny_shakespeare, split
@@ -131,41 +131,62 @@ def test_effects_need_every_cell():
         factorial_effects({(True, True): [1.0, 2.0]}, ("a", "b"))
 
 
+def less(one: str, other: str) -> dict[str, float]:
+    return {one: 1.0, other: -1.0}
+
+
 def test_two_choices_are_a_paired_comparison():
-    """With one choice beside the reference, nothing can be pooled: the paired t interval."""
-    found = differences_from({"a": [1.0, 2.0, 4.0], "b": [2.0, 4.0, 7.0]}, "a")["b"]
+    """With one choice beside another, nothing can be pooled: the paired t interval."""
+    found = contrasts({"a": [1.0, 2.0, 4.0], "b": [2.0, 4.0, 7.0]}, {"b − a": less("b", "a")})["b − a"]
     assert found == pytest.approx(interval([1.0, 2.0, 3.0]))
 
 
-def test_pooled_differences_are_those_of_least_squares():
-    """The same intervals from a regression on dummies of choice and seed."""
+def test_contrasts_are_those_of_least_squares():
+    """The same intervals from a regression on dummies of choice and seed, for differences and for a mean of two."""
     generator = np.random.default_rng(1)
     table = generator.standard_normal((5, 4)) + np.arange(4) + np.arange(5)[:, None]
-    found = differences_from({str(n): row.tolist() for n, row in enumerate(table)}, "0")
-    columns = [np.ones((5, 4)), *(np.eye(5)[i][:, None] * np.ones(4) for i in range(1, 5))]
+    asked = {"1 − 0": less("1", "0"), "3 − 2": less("3", "2"), "1 and 4 − 0": {"1": 0.5, "4": 0.5, "0": -1.0}}
+    found = contrasts({str(n): row.tolist() for n, row in enumerate(table)}, asked)
+    columns = [np.eye(5)[i][:, None] * np.ones(4) for i in range(5)]
     columns += [np.ones((5, 1)) * np.eye(4)[j] for j in range(1, 4)]
     design = np.stack([column.ravel() for column in columns], axis=1)
     fitted, residual, *_ = np.linalg.lstsq(design, table.ravel(), rcond=None)
     covariance = np.linalg.inv(design.T @ design) * residual[0] / (20 - design.shape[1])
-    for i in range(1, 5):
-        half = stats.t.ppf(1 - 0.05 / 8, 12) * covariance[i, i] ** 0.5
-        expected = (fitted[i], fitted[i] - half, fitted[i] + half, 4)
-        assert found[str(i)] == pytest.approx(expected)
+    for name, weights in asked.items():
+        c = np.array([weights.get(str(i), 0.0) for i in range(5)] + [0.0] * 3)
+        half = stats.t.ppf(1 - 0.05 / 6, 12) * (c @ covariance @ c) ** 0.5
+        assert found[name] == pytest.approx((c @ fitted, c @ fitted - half, c @ fitted + half, 4))
 
 
-def test_pooled_intervals_cover_what_they_promise():
+def test_contrasts_estimate_what_the_factorial_does():
+    generator = np.random.default_rng(2)
+    cells = {(a, b): generator.standard_normal(6).tolist() for a in (False, True) for b in (False, True)}
+    effects = factorial_effects(cells, ("a", "b"))
+    weights = {str(cell): (0.5 if cell[0] else -0.5) for cell in cells}
+    found = contrasts({str(cell): values for cell, values in cells.items()}, {"a": weights}, comparisons=3)["a"]
+    assert found.mean == pytest.approx(effects[("a",)].mean)
+
+
+def test_contrasts_cover_what_they_promise():
+    """Eight differences from one choice, all zero: 95 % of repetitions have no interval that leaves zero out."""
     noise = np.random.default_rng(0).standard_normal((400, 9, 4))
+    asked = {str(n): less(str(n), "0") for n in range(1, 9)}
     clean = 0
     for rows in noise + np.arange(4):  # seeds differ, which must cancel
-        found = differences_from({str(n): row.tolist() for n, row in enumerate(rows)}, "0")
+        found = contrasts({str(n): row.tolist() for n, row in enumerate(rows)}, asked)
         clean += not any(one.excludes_zero for one in found.values())
     assert 0.92 < clean / 400 < 0.99
 
 
 @pytest.mark.parametrize("values", [{"a": [1.0, 2.0]}, {"a": [1.0], "b": [2.0]}, {"a": [1.0, 2.0], "b": [1.0]}])
-def test_pooled_differences_need_a_full_table(values):
+def test_contrasts_need_a_full_table(values):
     with pytest.raises(ValueError, match="give two choices or more"):
-        differences_from(values, "a")
+        contrasts(values, {})
+
+
+def test_contrasts_need_weights_that_cancel():
+    with pytest.raises(ValueError, match="give some that cancel"):
+        contrasts({"a": [1.0, 2.0], "b": [1.0, 3.0]}, {"a": {"a": 1.0}})
 
 
 def test_running_counter_by_hand(monkeypatch):
@@ -224,6 +245,43 @@ def test_lengths_are_windows_of_the_validation_split():
     ids = split(CharTokenizer().encode(text))[1]
     assert found == {str(n): evaluate(model, ids, window=n).loss for n in measures.LENGTHS}
     assert len(set(found.values())) == len(found)
+
+
+def test_contexts_score_one_character_at_a_time():
+    """Each character from what its window holds: c to 2c − 1 others, only the first c characters fewer."""
+    text = "To be, or not to be, that is the question. " * 20
+    model = LanguageModel(Config(**TINY, zero_output=False))
+    ids = split(CharTokenizer().encode(text))[1]
+    losses = []
+    with torch.no_grad():
+        for t in range(1, len(ids)):
+            first = max(0, (t - 1) // 32 * 32 - 32)
+            logits = model(ids[None, first:t])[0][0, -1]
+            losses.append(-logits.log_softmax(dim=-1)[ids[t]].item())
+    assert MEASURES["contexts"](model, text)["32"] == pytest.approx(np.mean(losses), abs=1e-5)
+
+
+def test_running_memory_reads_the_split_as_one_stream():
+    text = "To be, or not to be, that is the question. " * 30
+    model = LanguageModel(Config(**TINY | {"context": 2}, memory=6, zero_output=False))
+    ids = split(CharTokenizer().encode(text))[1]
+    memory, loss = None, 0.0
+    with torch.no_grad():
+        for x, y in zip(ids[:-1].split(2), ids[1:].split(2), strict=True):
+            logits, memory = model(x[None], memory)
+            loss += torch.nn.functional.cross_entropy(logits[0], y, reduction="sum").item()
+    found = MEASURES["running_memory"](model, text)
+    assert found["loss"] == pytest.approx(loss / (len(ids) - 1), abs=1e-5)
+    assert abs(found["loss"] - evaluate(model, ids, window=8).loss) > 1e-4  # there the memory starts empty
+
+
+def test_a_run_without_its_measures_is_not_done(tmp_path):
+    run = RUNS["parts/rcmha-0"]
+    found = {"config": dataclasses.asdict(run.config), "measures": {}}
+    command.write(run, found, tmp_path)
+    assert not command.is_done(run, tmp_path)
+    command.write(run, found | {"measures": {"contexts": {}}}, tmp_path)
+    assert command.is_done(run, tmp_path)
 
 
 def test_profiles_of_heads_are_those_of_each_layer():
