@@ -1,6 +1,6 @@
 """What paired runs say: differences with intervals, and the effects of a factorial design."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
 from typing import NamedTuple
 
@@ -37,6 +37,11 @@ def interval(differences: Sequence[float], *, comparisons: int = 1, level: float
     quantile = stats.t.ppf(1 - (1 - level) / (2 * comparisons), n - 1)
     half = float(quantile * stats.sem(differences))
     return Interval(mean, mean - half, mean + half, n)
+
+
+def common_deviation(samples: Iterable[Sequence[float]]) -> float:
+    """One standard deviation for several samples, each about its own mean: √ of the mean of their variances."""
+    return float(np.sqrt(np.mean([np.var(sample, ddof=1) for sample in samples])))
 
 
 def factorial_effects(

@@ -19,7 +19,7 @@ from experiments import __main__ as command
 from experiments import induction, measures, reproduce, results
 from experiments.measures import MEASURES
 from experiments.registry import BASE, EQUAL_TIME, GROUPS, RUNS, Run, ablation
-from experiments.statistics import contrasts, factorial_effects, interval
+from experiments.statistics import common_deviation, contrasts, factorial_effects, interval
 from experiments.yardsticks import operations
 from rcmha_lite.config import Config
 from rcmha_lite.data import CharTokenizer, load_tiny_shakespeare, split
@@ -108,6 +108,11 @@ def test_simultaneous_intervals_cover_what_they_promise():
     noise = np.random.default_rng(0).standard_normal((400, 7, 8))
     clean = sum(not any(interval(row, comparisons=7).excludes_zero for row in rows.tolist()) for rows in noise)
     assert 0.92 < clean / 400 < 0.99
+
+
+def test_common_deviation_by_hand():
+    """Variances 1 and 7 about means 2 and 3: √4, whatever the means."""
+    assert common_deviation([[1.0, 2.0, 3.0], [0.0, 4.0, 5.0]]) == pytest.approx(2)
 
 
 @given(arrays(float, (2, 2, 2), elements=st.floats(-5, 5)))

@@ -76,16 +76,17 @@ def speeds() -> str:
 
 
 def effects() -> str:
-    """What each part earns in the ablation, and the two cells with relative positions at equal time."""
+    """What each part earns in the ablation, and what the convolution adds to RMHA, at equal steps and at equal time."""
     on_loss, on_accuracy = ablation_effects("val_loss"), ablation_effects("val_accuracy")
+    rows = {f"{part}, averaged over the others": (on_loss[part,], on_accuracy[part,]) for part in FACTORS}
+    for name, group, comparisons in (("equal steps", "ablation", 2), ("equal time", "equal_time", 5)):
+        one, other = f"{group}/rcmha-relu2", f"{group}/rmha-relu2"
+        rows[f"convolution added to RMHA, {name}"] = (
+            difference(one, other, "val_loss", comparisons=comparisons),
+            difference(one, other, "val_accuracy", comparisons=comparisons),
+        )
     table = ["| part | change of validation loss | change of accuracy |", "|---|---|---|"]
-    table += [f"| {part}, equal steps | {on_loss[part,]} | {on_accuracy[part,]} |" for part in FACTORS]
-    dearer = [
-        difference("equal_time/rcmha-relu2", "equal_time/rmha-relu2", key, comparisons=5)
-        for key in ("val_loss", "val_accuracy")
-    ]
-    table.append(f"| convolution beside relative positions, equal time | {dearer[0]} | {dearer[1]} |")
-    return "\n".join(table)
+    return "\n".join(table + [f"| {name} | {loss} | {accuracy} |" for name, (loss, accuracy) in rows.items()])
 
 
 TABLES = {"results": table, "effects": effects, "speeds": speeds}
