@@ -53,7 +53,8 @@ def equal_time() -> Iterator[Run]:
     for run in ablation():
         cell = run.name.rpartition("-")[0]
         if cell in EQUAL_TIME:
-            yield Run("equal_time", run.name, run.config.replace(steps=EQUAL_TIME[cell]), ("unseen",))
+            measures = ("unseen", "contexts") if cell in ("rmha-relu2", "rcmha-relu2") else ("unseen",)
+            yield Run("equal_time", run.name, run.config.replace(steps=EQUAL_TIME[cell]), measures)
 
 
 def parts() -> Iterator[Run]:
@@ -73,8 +74,7 @@ def parts() -> Iterator[Run]:
     }
     for seed in SEEDS:
         for name, changes in choices.items():
-            measures = ("contexts",) if name in ("rcmha", "kernel-0") else ()
-            yield Run("parts", f"{name}-{seed}", BASE.replace(**changes, eval_every=250, seed=seed), measures)
+            yield Run("parts", f"{name}-{seed}", BASE.replace(**changes, eval_every=250, seed=seed))
 
 
 def regimes() -> Iterator[Run]:
@@ -101,7 +101,7 @@ def regimes() -> Iterator[Run]:
 
 def recipes() -> Iterator[Run]:
     """Candidates for the speed track, without the validation split: each in about the time of ``start``, five minutes
-    of two cores; ``longer-*``, ten; ``minute-*``, one.
+    of two cores; ``longer-*``, ten; ``minute-*``, one; ``half-hour-*``, thirty.
     """
     start = Config(dropout=0.1, steps=1300, eval_every=325, device="cpu")
     choices: dict[str, dict[str, Any]] = {
@@ -124,6 +124,10 @@ def recipes() -> Iterator[Run]:
             yield Run(
                 "recipes", f"longer-{name}-dropout-{dropout}", longer.replace(dropout=dropout), task="training split"
             )
+    half_hour = start.replace(layers=5, context=192, batch=24, steps=5000, eval_every=1000)
+    for dropout in (0.1, 0.15):
+        config = half_hour.replace(dropout=dropout)
+        yield Run("recipes", f"half-hour-dropout-{dropout}", config, task="training split")
     short = start.replace(dropout=0.0, layers=4, d_model=128, n_heads=4, d_ff=512, batch=16)
     short_choices: dict[str, dict[str, Any]] = {  # the steps fit their measured times
         "4x128": {"steps": 600},

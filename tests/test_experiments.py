@@ -281,11 +281,11 @@ def test_running_memory_reads_the_split_as_one_stream():
 
 
 def test_a_run_without_its_measures_is_not_done(tmp_path):
-    run = RUNS["parts/rcmha-0"]
+    run = RUNS["equal_time/rmha-relu2-0"]
     found = {"config": dataclasses.asdict(run.config), "measures": {}}
     command.write(run, found, tmp_path)
     assert not command.is_done(run, tmp_path)
-    command.write(run, found | {"measures": {"contexts": {}}}, tmp_path)
+    command.write(run, found | {"measures": {"unseen": {}, "contexts": {}}}, tmp_path)
     assert command.is_done(run, tmp_path)
 
 
