@@ -18,6 +18,7 @@ from experiments.measures import MEASURES
 from experiments.registry import GROUPS, RUNS, Run
 from experiments.results import RESULTS, ROOT
 from rcmha_lite.cache import write_whole
+from rcmha_lite.checkpoint import RESULTS as FINISHED
 from rcmha_lite.checkpoint import load_model
 from rcmha_lite.config import Config
 from rcmha_lite.data import load_tiny_shakespeare, split
@@ -53,15 +54,24 @@ def text_of(run: Run) -> str:
 
 
 def carry_out(run: Run, side_by_side: int, results: Path = RESULTS, folders: Path = FOLDERS) -> None:
-    """Train, or go on with, one run; measure it; write its results."""
-    if run.task == "induction":
-        found = induction.train(run.config)
-    else:
-        text, folder = text_of(run), folders / str(run)
-        found = train(run.config, folder, text=text, progress=False)
-        model = load_model(folder)
-        found["measures"] = {name: MEASURES[name](model, text) for name in run.measures}
-    found["manifest"]["runs_side_by_side"] = side_by_side
+    """Train, or go on with, one run; measure it; write its results.
+
+    Of a finished run whose weights are still there, only the measures that its results lack are taken.
+    """
+    file, folder, text = results / f"{run}.json", folders / str(run), text_of(run)
+    found = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {"config": {}}
+    finished = (folder / FINISHED).is_file() and not found.get("unfinished")
+    if not finished or found["config"] != dataclasses.asdict(run.config):
+        if run.task == "induction":
+            found = induction.train(run.config)
+        else:
+            found = train(run.config, folder, text=text, progress=False) | {"measures": {}}
+        found["manifest"]["runs_side_by_side"] = side_by_side
+    if run.measures:
+        model, taken = load_model(folder), found["measures"]
+        found["measures"] = {
+            name: taken[name] if name in taken else MEASURES[name](model, text) for name in run.measures
+        }
     write(run, found, results)
 
 

@@ -370,6 +370,21 @@ def test_a_run_that_was_cut_off_shows_its_curve_and_goes_on(two_runs, tmp_path, 
     assert "1 of 1 done" in invoke("--list").output
 
 
+def test_a_finished_run_is_measured_again_without_training(tmp_path, monkeypatch):
+    text = "To be, or not to be, that is the question. " * 200
+    monkeypatch.setattr(command, "load_tiny_shakespeare", lambda: text)
+    monkeypatch.setattr("rcmha_lite.training.load_tiny_shakespeare", lambda: text)
+    run = Run("small", "again", Config(**TINY, steps=2, device="cpu"), ("taps",))
+    command.carry_out(run, 2, tmp_path, tmp_path / "runs")
+    before = json.loads((tmp_path / f"{run}.json").read_text())
+    monkeypatch.setattr(command, "train", None)  # must not be called again
+    monkeypatch.setitem(MEASURES, "taps", None)  # nor this
+    command.carry_out(dataclasses.replace(run, measures=("taps", "lengths")), 1, tmp_path, tmp_path / "runs")
+    after = json.loads((tmp_path / f"{run}.json").read_text())
+    assert after["measures"].pop("lengths").keys() == {str(length) for length in measures.LENGTHS}
+    assert after == before
+
+
 def test_recipes_never_see_the_validation_split(tmp_path, monkeypatch):
     read = []
     monkeypatch.setattr(command, "train", lambda config, folder, text, progress: read.append(text) or {"manifest": {}})
