@@ -53,7 +53,8 @@ def equal_time() -> Iterator[Run]:
     for run in ablation():
         cell = run.name.rpartition("-")[0]
         if cell in EQUAL_TIME:
-            measures = ("unseen", "contexts") if cell in ("rmha-relu2", "rcmha-relu2") else ("unseen",)
+            long = cell in ("rmha-relu2", "rcmha-relu2") and run.config.seed < 4
+            measures = ("unseen", "contexts") if long else ("unseen",)
             yield Run("equal_time", run.name, run.config.replace(steps=EQUAL_TIME[cell]), measures)
 
 

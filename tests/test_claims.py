@@ -9,7 +9,8 @@ import torch
 
 from benchmarks import public_code
 from experiments.claims import VERDICTS, Claim, ledger, missing_evidence
-from experiments.results import ROOT, load, running_counter
+from experiments.results import ROOT, load, running_counter, values
+from experiments.statistics import interval
 from experiments.yardsticks import NANOGPT, operations, operations_to
 from rcmha_lite.config import CELLS, PRESETS
 from rcmha_lite.data import split
@@ -125,6 +126,14 @@ def test_ten_epochs_at_the_public_settings():
     assert sooner == {"rmha": 2, "rcmha": 2}
     assert all(losses[3:] == sorted(losses[3:]) for losses in loss.values())
     assert passed == {"rmha": 5, "rcmha": 5}
+
+
+def test_more_past_than_in_training_harms():
+    for cell in ("rmha", "rcmha"):
+        run, seeds = f"equal_time/{cell}-relu2", [0, 1, 2, 3]
+        near, far = (values(run, "measures", "contexts", past, over=seeds) for past in ("64", "128"))
+        found = interval([longer - trained for longer, trained in zip(far, near, strict=True)], comparisons=6)
+        assert found.low > 0
 
 
 def test_ten_epochs_of_the_public_settings():
