@@ -127,6 +127,9 @@ def recipes() -> Iterator[Run]:
             yield Run(
                 "recipes", f"longer-{name}-dropout-{dropout}", longer.replace(dropout=dropout), task="training split"
             )
+    for decay in (0.3, 0.6):
+        config = start.replace(weight_decay=decay, steps=2470, eval_every=650)
+        yield Run("recipes", f"longer-start-weight-decay-{decay}", config, task="training split")
     half_hour = start.replace(layers=5, context=192, batch=24, steps=5000, eval_every=1000)
     for dropout in (0.1, 0.15):
         config = half_hour.replace(dropout=dropout)
