@@ -158,13 +158,14 @@ def speed() -> Iterator[Run]:
     base = Config(window=256, device="cpu")
     minute = base.replace(layers=2, d_model=128, n_heads=4, d_ff=512, batch=16, steps=1100, eval_every=550)
     yield Run("speed", "1-minute", minute, ("unseen", "lengths"), alone=True)
-    half_hour = base.replace(layers=5, dropout=0.15, steps=5200, eval_every=1040)
+    half_hour = base.replace(layers=5, dropout=0.2, steps=5200, eval_every=1040)
     yield Run("speed", "30-minutes", half_hour, ("unseen", "lengths"), alone=True)
-    shorter = half_hour.replace(steps=4200, eval_every=840)
+    fourth = half_hour.replace(dropout=0.15)
+    third = fourth.replace(steps=4200, eval_every=840)
     longer = half_hour.replace(context=192, batch=24, dropout=0.25, steps=5000, eval_every=1000)
     wide = longer.replace(d_model=256, n_heads=4, d_ff=1024, dropout=0.2, steps=4150, eval_every=830)
-    for name, config in (("4200-steps", shorter), ("dropout-0.25", longer), ("wide", wide)):  # earlier tries
-        yield Run("speed", f"30-minutes-{name}", config, ("unseen", "lengths"), alone=True)
+    for name, config in (("5200-steps", fourth), ("4200-steps", third), ("dropout-0.25", longer), ("wide", wide)):
+        yield Run("speed", f"30-minutes-{name}", config, ("unseen", "lengths"), alone=True)  # earlier tries
     narrow = base.replace(layers=6, d_model=128, n_heads=4, d_ff=512, dropout=0.1, steps=1650, eval_every=330)
     yield Run("speed", "to-1.4697", narrow)
     yield Run("speed", "narrow-batch-16", narrow.replace(batch=16, steps=2500, eval_every=500))

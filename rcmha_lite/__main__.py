@@ -46,7 +46,11 @@ def data(path: Path | None) -> None:
 
 @cli.command()
 @click.option("--preset", type=click.Choice(list(PRESETS)), default="laptop", show_default=True, help="where to start")
-@click.option("--cell", type=click.Choice(list(CELLS)), help="position and convolution by their usual names")
+@click.option(
+    "--cell",
+    type=click.Choice(list(CELLS)),
+    help="position and convolution by their usual names; kernels as in the preset",
+)
 @click.option("--out", type=FOLDER, help="folder of the run  [default: runs/PRESET]")
 @click.option("--path", type=FOLDER, help="a copy of Tiny Shakespeare to use")
 @config_flags
@@ -57,6 +61,10 @@ def train(preset: str, cell: str | None, out: Path | None, path: Path | None, **
 
     given = {name: value for name, value in fields.items() if value is not None}
     changes = cell_fields(cell, PRESETS[preset], given.get("context")) if cell else {}
+    if cell and contradicts(cell, given):
+        raise click.UsageError(
+            f"--cell {cell} and --position or --kernel-size ask for different cells: give one of them"
+        )
     config = PRESETS[preset].replace(**changes | given)
     results = run(config, out or Path("runs") / preset, text=load_tiny_shakespeare(path))
     if results:
@@ -74,6 +82,13 @@ def cell_fields(cell: str, preset: Config, context: int | None = None) -> dict[s
     elif not fields["position"].startswith("relative") and not preset.memory:
         fields["window"] = min(preset.window, context or preset.context)
     return fields
+
+
+def contradicts(cell: str, given: dict[str, Any]) -> bool:
+    """Whether the fields given make another cell of the grid."""
+    fields = CELLS[cell] | given
+    relative, convolution = fields["position"].startswith("relative"), bool(fields["kernel_size"])
+    return (relative, convolution) != (cell in ("rmha", "rcmha"), cell in ("mdha", "rcmha"))
 
 
 @cli.command()

@@ -12,7 +12,14 @@ from rcmha_lite.positions import LearnedRelativePosition, RelativePosition, Sinu
 
 
 def causal_mask(queries: int, keys: int, device: torch.device | None = None) -> Bool[Tensor, "{queries} {keys}"]:
-    """True where a query may look: key j ≤ i + (keys − queries), so the queries are the last of the keys."""
+    """True where a query may look: key j ≤ i + (keys − queries), so the queries are the last of the keys.
+
+    ValueError for more queries than keys.
+    """
+    if queries > keys:
+        raise ValueError(
+            f"{queries} queries of {keys} keys: the queries are the last of the keys, so give as many or more"
+        )
     return torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries)
 
 
@@ -58,8 +65,9 @@ def fused_attention(
 ) -> Float[Tensor, "batch heads query d_head"]:
     """``attention``, by the fastest exact way.
 
-    PyTorch's fused kernels never store the weights. They want values as wide as the queries, so narrower values are
-    padded with zeros and the padding cut off. In bfloat16 on a CPU they pay only for long texts; up to 512 keys, one
+    PyTorch's fused kernels never store the weights, except on a CPU where a bias wants a gradient, as a learned table's
+    does in training. They want values as wide as the queries, so narrower values are padded with zeros and the padding
+    cut off. In bfloat16 on a CPU they pay only for long texts; up to 512 keys, one
     matrix product that starts from the mask is taken instead.
     """
     queries, keys, width, d_head = q.shape[2], k.shape[2], q.shape[3], v.shape[3]
@@ -108,14 +116,22 @@ class AttentionCache:
         """Keys that the next call may see beside its own."""
         return self._stop - self._start
 
+    def __bool__(self) -> bool:
+        """True: an empty cache is a cache."""
+        return True
+
     def require_batch(self, batch: int) -> None:
         """ValueError unless a piece of this batch size can continue the stream."""
         if self._keys is not None and batch != len(self._keys):
-            raise ValueError(f"a piece of batch {batch} does not continue a stream of batch {len(self._keys)}")
+            stream = f"a piece of batch {batch} does not continue a stream of batch {len(self._keys)}"
+            raise ValueError(f"{stream}: start a new AttentionCache")
 
     @torch.no_grad()
     def extend(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Append keys and values ``[batch, heads, time, width]``, and return all that this call may see."""
+        if self._keys is not None and keys.dtype != self._keys.dtype:
+            stream = f"a piece in {keys.dtype} does not continue a stream in {self._keys.dtype}"
+            raise ValueError(f"{stream}: read both under the same autocast, or start a new AttentionCache")
         stop, needed = self._stop + keys.shape[2], len(self) + keys.shape[2]
         room = 0 if self._keys is None else self._keys.shape[2]
         wasted = self.limit is not None and room > 8 * (self.limit + needed)  # after one long piece
@@ -152,8 +168,9 @@ class MultiHeadAttention(nn.Module):
     changes nothing before it, and on the left nothing should be padded. The query, key and value layers hold their
     weights; they are multiplied as one matrix, not called, so hooks on them do not run.
 
-    ValueError for heads that do not divide the width, for an input that is not [batch, time, d_model], and for both a
-    memory and a cache.
+    ValueError for heads that do not divide the width, for parts made for other heads, for an input or a memory that is
+    not [batch, time, d_model] in the module's precision, for more queries than positions, and for both a memory and a
+    cache.
 
     Args:
         d_model, n_heads: width of the input, and heads of d_head = d_model / n_heads channels.
@@ -179,6 +196,13 @@ class MultiHeadAttention(nn.Module):
         self.query, self.key = (nn.Linear(d_model, d_model, bias=query_key_bias) for _ in range(2))
         self.value, self.output = nn.Linear(d_model, d_model), nn.Linear(d_model, d_model)
         self.position, self.convolution, self.fresh_queries = position, convolution, fresh_queries
+        for part, made_for in (
+            ("position", position and tuple(position.content_bias.shape)),
+            ("convolution", convolution and (convolution.n_heads, convolution.weight.shape[2])),
+        ):
+            if made_for and made_for != (n_heads, self.d_head):
+                theirs = f"the {part} is made for {made_for[0]} heads of {made_for[1]} channels"
+                raise ValueError(f"{theirs}, the module has {n_heads} of {self.d_head}: give both the same")
 
     def project(self, x: Tensor, projections: str, history: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The named projections of ``x`` side by side, before and after the convolution, in one product each."""
@@ -197,8 +221,11 @@ class MultiHeadAttention(nn.Module):
         cache: AttentionCache | None = None,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """The last ``queries`` queries (None: all), keys, values and score bias of every head; the cache moves on."""
-        if context.ndim != 3:
-            raise ValueError(f"the input has shape {tuple(context.shape)}: give [batch, time, d_model]")
+        weight = self.output.weight
+        if context.ndim != 3 or context.shape[2] != len(weight):
+            raise ValueError(f"the input has shape {tuple(context.shape)}: give [batch, time, {len(weight)}]")
+        if context.dtype != weight.dtype and not torch.is_autocast_enabled(context.device.type):
+            raise ValueError(f"the input is in {context.dtype}, the module in {weight.dtype}: convert one with .to(…)")
         queries = context.shape[1] if queries is None else queries
         if cache is not None:
             cache.require_batch(len(context))
@@ -219,11 +246,11 @@ class MultiHeadAttention(nn.Module):
         seen = k.shape[2] + (len(cache) if cache is not None else 0)
         bias = self.position.bias(plain, seen) if self.position else None  # a table may refuse, before the cache moves
         if cache is not None:
+            k, v = cache.extend(k, v)
             if self.convolution:
                 past = raw if cache.history is None else torch.cat((cache.history, raw), dim=1)
                 kept = min(self.convolution.kernel_size - 1, past.shape[1])
                 cache.history = past[:, past.shape[1] - kept :].detach().clone()  # a view would hold all of it
-            k, v = cache.extend(k, v)
         return q, k, v, bias
 
     def weights(
@@ -239,7 +266,10 @@ class MultiHeadAttention(nn.Module):
         memory: Float[Tensor, "batch past d_model"] | None = None,
         cache: AttentionCache | None = None,
     ) -> Float[Tensor, "batch time d_model"]:
-        """y for every position of ``x``, after ``memory`` or after what the ``cache`` has seen; give at most one."""
+        """y for every position of ``x``, after ``memory`` or after what the ``cache`` has seen; give at most one.
+
+        A cache is for inference: through it no gradient reaches the key and value layers.
+        """
         return self.attend(_joined(memory, x), x.shape[1], cache)
 
     def attend(
@@ -252,51 +282,75 @@ class MultiHeadAttention(nn.Module):
 
 
 def last(x: Tensor, n: int) -> Tensor:
-    """The last ``n`` positions of ``[batch, time, width]``. All of them are ``x`` itself: a slice costs a copy backward."""
+    """The last ``n`` positions of ``[batch, time, width]``. All of them are ``x`` itself: a slice costs a copy backward.
+
+    ValueError unless there are so many.
+    """
+    if not 0 <= n <= x.shape[1]:
+        raise ValueError(f"{n} queries of {x.shape[1]} positions: give a number from 0 to {x.shape[1]}")
     return x if n == x.shape[1] else x[:, x.shape[1] - n :]
 
 
 def _joined(memory: Tensor | None, x: Tensor) -> Tensor:
-    return x if memory is None else torch.cat((memory, x), dim=1)
+    if x.ndim != 3:
+        raise ValueError(f"the input has shape {tuple(x.shape)}: give [batch, time, d_model]")
+    if memory is None:
+        return x
+    if memory.ndim != 3 or len(memory) != len(x) or memory.shape[2] != x.shape[2]:
+        shape = f"the memory has shape {tuple(memory.shape)}, the input {tuple(x.shape)}"
+        raise ValueError(f"{shape}: give a memory [batch, past, d_model] of the input's batch and width")
+    return torch.cat((memory, x), dim=1)
 
 
 def head_width(d_model: int, n_heads: int) -> int:
     """Channels of a head. ValueError unless there is a whole number of them."""
-    if n_heads < 1 or d_model % n_heads:
-        raise ValueError(f"d_model {d_model} is not divisible by n_heads {n_heads}")
+    if n_heads < 1 or d_model < 1 or d_model % n_heads:
+        raise ValueError(f"d_model {d_model} is not divisible by n_heads {n_heads}: give a multiple of the heads")
     return d_model // n_heads
 
 
 def mha(d_model: int, n_heads: int) -> MultiHeadAttention:
-    """Multi-head attention (Vaswani et al. 2017): neither part."""
+    """Multi-head attention (Vaswani et al. 2017, arXiv 1706.03762): neither part. Errors as ``MultiHeadAttention``."""
     return MultiHeadAttention(d_model, n_heads)
 
 
-def mdha(d_model: int, n_heads: int, kernel_size: int = 3) -> MultiHeadAttention:
-    """Multi-dconv-head attention (So et al. 2021, arXiv 2109.08668): separate kernels for every head channel."""
+def mdha(d_model: int, n_heads: int, *, kernel_size: int = 3) -> MultiHeadAttention:
+    """Multi-dconv-head attention (So et al. 2021, arXiv 2109.08668): separate kernels for every head channel.
+
+    Errors as ``MultiHeadAttention`` and ``HeadConvolution``.
+    """
     convolution = HeadConvolution(n_heads, head_width(d_model, n_heads), kernel_size, shared=False, init="primer")
     return MultiHeadAttention(d_model, n_heads, convolution=convolution)
 
 
-def rmha(d_model: int, n_heads: int, distances: int | None = None, *, d_position: int = 32) -> MultiHeadAttention:
+def rmha(
+    d_model: int, n_heads: int, *, distances: int | None = None, d_position: int | None = None
+) -> MultiHeadAttention:
     """Relative multi-head attention: a learned table of ``distances`` rows, or, without, Transformer-XL's sinusoids.
 
-    ``d_position`` is the number of sinusoids; each costs every head a channel of queries and keys.
+    ``d_position`` is the number of sinusoids, 32 unless given; each costs every head a channel of queries and keys.
+    Errors as ``MultiHeadAttention`` and the encodings; ValueError for both ``distances`` and ``d_position``.
     """
     return MultiHeadAttention(d_model, n_heads, position=_relative(d_model, n_heads, distances, d_position))
 
 
 def rcmha(
-    d_model: int, n_heads: int, kernel_size: int = 3, distances: int | None = None, *, d_position: int = 32
+    d_model: int, n_heads: int, *, kernel_size: int = 3, distances: int | None = None, d_position: int | None = None
 ) -> MultiHeadAttention:
-    """Relative convolutional multi-head attention (Sugiharto et al. 2023, arXiv 2308.03429): ``rmha`` with kernels."""
+    """Relative convolutional multi-head attention (Sugiharto et al. 2023, arXiv 2308.03429): ``rmha`` with kernels.
+
+    Its public code has a learned table, kernels as PyTorch starts them, no query and key biases and fresh queries:
+    ``rcmha_lite.model.build_attention(PRESETS["paper"])``. Errors as ``rmha`` and ``HeadConvolution``.
+    """
     convolution = HeadConvolution(n_heads, head_width(d_model, n_heads), kernel_size)
     position = _relative(d_model, n_heads, distances, d_position)
     return MultiHeadAttention(d_model, n_heads, position=position, convolution=convolution)
 
 
-def _relative(d_model: int, n_heads: int, distances: int | None, d_position: int) -> RelativePosition:
+def _relative(d_model: int, n_heads: int, distances: int | None, d_position: int | None) -> RelativePosition:
     d_head = head_width(d_model, n_heads)
     if distances is None:
-        return SinusoidalRelativePosition(n_heads, d_head, d_position)
+        return SinusoidalRelativePosition(n_heads, d_head, 32 if d_position is None else d_position)
+    if d_position is not None:
+        raise ValueError("give distances for a learned table or d_position for sinusoids, not both")
     return LearnedRelativePosition(n_heads, d_head, distances)

@@ -32,8 +32,9 @@ class Progress(NamedTuple):
     origins: tuple[dict[str, Any], ...] = ()
 
 
-def save_weights(folder: Path, model: LanguageModel) -> None:
+def save_weights(folder: str | Path, model: LanguageModel) -> None:
     """Configuration and weights: all that evaluation and sampling need."""
+    folder = Path(folder)
     write_whole(folder / CONFIG, model.config.to_json().encode())
     tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
     write_whole(folder / WEIGHTS, save(tensors, {"format": "pt"}))
@@ -53,7 +54,8 @@ def load_model(folder: str | Path, device: str | torch.device = "cpu") -> Langua
     try:
         model.load_state_dict(tensors)
     except RuntimeError as error:
-        raise CheckpointError(f"{folder / WEIGHTS} does not fit {CONFIG} beside it: {_brief(error)}") from error
+        fault = f"{folder / WEIGHTS} does not fit {CONFIG} beside it ({_brief(error)})"
+        raise CheckpointError(f"{fault}: put back the two files of one run") from error
     return model.to(device).eval()
 
 

@@ -82,9 +82,11 @@ class Config:
         if self.decay > 1:
             raise ValueError(f"decay {self.decay} is a share of the steps: give 1 or less")
         if self.d_model % self.n_heads:
-            raise ValueError(f"d_model {self.d_model} is not divisible by n_heads {self.n_heads}")
+            raise ValueError(
+                f"d_model {self.d_model} is not divisible by n_heads {self.n_heads}: give a multiple of them"
+            )
         if self.batch % self.accumulate:
-            raise ValueError(f"batch {self.batch} is not divisible by accumulate {self.accumulate}")
+            raise ValueError(f"batch {self.batch} is not divisible by accumulate {self.accumulate}: give a multiple")
         if self.position == "absolute-learned" and self.memory:
             raise ValueError("absolute-learned positions end with the table: with memory, use another position")
         bounded = self.position.startswith("absolute") or self.position == "relative-learned"
@@ -111,16 +113,18 @@ class Config:
 
     @classmethod
     def from_json(cls, text: str, source: str | Path = "the configuration") -> "Config":
-        """Read what ``to_json`` wrote; ValueError names the fields that are unknown."""
+        """Read what ``to_json`` wrote; ValueError names the fields that are unknown or missing."""
         try:
             fields = json.loads(text)
             if not isinstance(fields, dict):
                 raise TypeError(f"it holds a {type(fields).__name__}")
-            unknown = set(fields) - {f.name for f in dataclasses.fields(cls)}
+            known = {f.name for f in dataclasses.fields(cls)}
         except (ValueError, TypeError) as error:
             raise ValueError(f"{source} does not hold a configuration in JSON: {error}") from error
-        if unknown:
+        if unknown := set(fields) - known:
             raise ValueError(f"{source} has fields this version does not know: {', '.join(sorted(unknown))}")
+        if missing := known - set(fields):  # a default could be another model than the one that was trained
+            raise ValueError(f"{source} lacks {', '.join(sorted(missing))}: add what the run had")
         try:
             return cls(**fields)
         except ValueError as error:

@@ -1,6 +1,7 @@
 """Causal depth-wise convolution of the query, key and value projections."""
 
 import math
+from typing import get_args
 
 import torch
 from jaxtyping import Float
@@ -44,11 +45,12 @@ class HeadConvolution(nn.Module):
     Args:
         n_heads, d_head: heads, and channels of each.
         kernel_size: taps, at least 1; the last multiplies the current position.
+        shared, bias: one set of kernels for all heads; a bias for each kernel.
         projections: which of ``q``, ``k`` and ``v`` are convolved; the others pass through.
         init: ``identity`` (1 on the current position, 0 on the past), ``primer`` (0.5 on the current position and, where
             there are others, 0.5 / kernel_size on each of these) or ``pytorch`` (uniform in ±1/√kernel_size, as ``nn.Conv1d``).
 
-    ValueError without a tap, and for other projections.
+    ValueError without a tap, and for other projections or another ``init``.
     """
 
     def __init__(
@@ -67,6 +69,8 @@ class HeadConvolution(nn.Module):
             raise ValueError(f"kernel_size {kernel_size} has no tap: give 1 or more")
         if projections not in ("q", "k", "v", "qk", "qv", "kv", "qkv"):
             raise ValueError(f"projections {projections!r} must be some of q, k and v, in that order, such as 'kv'")
+        if init not in get_args(KernelInit):
+            raise ValueError(f"init {init!r} is not one of {', '.join(get_args(KernelInit))}")
         self.n_heads, self.projections, self.init = n_heads, projections, init
         kernels = (len(projections), 1 if shared else n_heads, d_head)
         self.weight = nn.Parameter(torch.empty(*kernels, kernel_size))
@@ -93,7 +97,12 @@ class HeadConvolution(nn.Module):
             self.bias.uniform_(-bound, bound)
 
     def taps(self, projections: str = "qkv") -> tuple[Float[Tensor, "channels kernel"], Tensor | None]:
-        """The kernels and biases of ``projections`` laid out channel by channel, heads repeated."""
+        """The kernels and biases of ``projections`` laid out channel by channel, heads repeated.
+
+        ValueError for other letters than q, k and v.
+        """
+        if not projections or set(projections) - set("qkv"):
+            raise ValueError(f"projections {projections!r} must be some of q, k and v, such as 'kv'")
         identity = torch.zeros_like(self.weight[0])
         identity[..., -1] = 1
         weight, bias = [], []

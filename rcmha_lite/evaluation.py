@@ -41,8 +41,7 @@ def evaluate(
     inputs, targets = ids[:-1], ids[1:]
     if window < 1 or batch < 1:
         raise ValueError(f"window {window} and batch {batch} must be at least 1")
-    if len(ids) and int(ids.max()) >= model.config.vocabulary:
-        raise ValueError(f"id {int(ids.max())} is outside the model's vocabulary of {model.config.vocabulary}")
+    model.require_known(ids)
     if not len(inputs):
         raise ValueError(f"{len(ids)} characters leave nothing to predict: give at least 2")
     spans, done = [], 0

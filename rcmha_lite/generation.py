@@ -64,7 +64,8 @@ def generate_ids(
 ) -> Iterator[int]:
     """Sample ``length`` ids after ``prompt``, one at a time; the same seed gives the same ids.
 
-    Until the last one is taken the model stays in evaluation mode. ValueError, at the first, for an empty prompt.
+    Until the last one is taken the model stays in evaluation mode. ValueError, at the first, for an empty prompt and
+    for ids that the model does not know.
 
     The last ``context + memory`` positions are kept as keys and values. Absolute positions end there: when they
     do, the cache is filled again from the last half of what it held. With ``fresh_queries`` and memory the text is
@@ -72,6 +73,7 @@ def generate_ids(
     """
     if not len(prompt):
         raise ValueError("the prompt is empty: give at least one character to go on from")
+    model.require_known(prompt)
     if length < 1:
         return
     training = model.training

@@ -76,11 +76,13 @@ class Dropout(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """W_out · activation(W_in · x + b_in) + b_out, at each position alone."""
+    """W_out · activation(W_in · x + b_in) + b_out, at each position alone. ValueError for an unknown activation."""
 
     def __init__(self, d_model: int, d_ff: int, activation: Activation = "relu2") -> None:
         super().__init__()
         self.input, self.output = nn.Linear(d_model, d_ff), nn.Linear(d_ff, d_model)
+        if activation not in ACTIVATIONS:
+            raise ValueError(f"activation {activation!r} is not one of {', '.join(ACTIVATIONS)}")
         self.activation = ACTIVATIONS[activation]
 
     def forward(self, x: Float[Tensor, "batch time d_model"]) -> Float[Tensor, "batch time d_model"]:
@@ -131,7 +133,10 @@ def build_attention(config: Config) -> MultiHeadAttention:
 
 
 class LanguageModel(nn.Module):
-    """Characters in, next-character logits out: embedding, blocks, norm, output layer."""
+    """Characters in, next-character logits out: embedding, blocks, norm, output layer.
+
+    x_0 = embedding[ids] (+ absolute positions),   x_n = block_n(x_{n−1}),   logits = W · norm(x_N) + b
+    """
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -163,24 +168,40 @@ class LanguageModel(nn.Module):
         """An empty cache for each block, of at most ``limit`` keys (None: all)."""
         return [AttentionCache(limit) for _ in self.blocks]
 
+    def require_known(self, ids: Int[Tensor, " time"]) -> None:
+        """ValueError unless ``ids`` stand in one row and are all of the vocabulary."""
+        if ids.ndim != 1:
+            raise ValueError(f"the ids have shape {tuple(ids.shape)}: give one row of them")
+        strange = ids[(ids < 0) | (ids >= self.config.vocabulary)]
+        if len(strange):
+            raise ValueError(f"id {int(strange[0])} is outside the model's vocabulary of {self.config.vocabulary}")
+
     def forward(
         self, ids: Int[Tensor, "batch time"], memory: Memory | None = None, cache: list[AttentionCache] | None = None
     ) -> tuple[Float[Tensor, "batch time vocabulary"], Memory | None]:
         """Logits for the character after each of ``ids``, and the memory to give with the next segment.
 
-        ``memory`` (training, evaluation) holds hidden states, ``cache`` (generation) keys and values. ValueError for
-        both, and for no ids.
+        ``memory`` (training, evaluation) holds hidden states, ``cache`` (generation, without gradients) keys and
+        values. ValueError for both, for a cache that is not ``new_cache``'s, and for ids that are not [batch, time].
         """
-        if not ids.shape[1] or (memory and cache):
-            raise ValueError("give at least one id, and a memory or a cache, not both")
-        seen = memory.seen if memory else cache[0].seen if cache else 0
+        if ids.ndim != 2 or not ids.shape[1]:
+            raise ValueError(f"the ids have shape {tuple(ids.shape)}: give [batch, time], at least one in time")
+        if memory is not None and cache is not None:
+            raise ValueError("a stream is continued from a memory or from a cache: give one of them")
+        if cache is not None and not (
+            isinstance(cache, list) and len(cache) == len(set(map(id, cache))) == len(self.blocks)
+        ):
+            raise ValueError(
+                f"the cache must be a list of {len(self.blocks)}, one for each block: give what new_cache() makes"
+            )
+        seen = memory.seen if memory is not None else cache[0].seen if cache is not None else 0
         x = self.embedding(ids)
         x = self.dropout(self.position(x, seen) if self.position else x)
         kept, time = [], ids.shape[1]
         for n, block in enumerate(self.blocks):
-            context = torch.cat((memory.hidden[n], x), dim=1) if memory else x
+            context = torch.cat((memory.hidden[n], x), dim=1) if memory is not None else x
             kept.append(context.detach()[:, -self.config.memory :])
-            x = block(context, time, cache[n] if cache else None)
+            x = block(context, time, cache[n] if cache is not None else None)
         x = self.norm(x)
         logits = self.output(x) if self.output else F.linear(x, self.embedding.weight)
         return logits, Memory(tuple(kept), seen + time) if self.config.memory else None

@@ -11,11 +11,11 @@ def sinusoids(positions: Shaped[Tensor, " n"], d: int, base: float = 10_000.0) -
 
         [sin(p·ω_0) … sin(p·ω_{d/2−1}), cos(p·ω_0) … cos(p·ω_{d/2−1})]
 
-    The angles are formed in float64: in float32 they are wrong by 4e-4 at p = 4096. Source: Vaswani et al. 2017,
-    arXiv 1706.03762, in the layout of Dai et al. 2019, arXiv 1901.02860.
+    The angles are formed in float64: in float32 they are wrong by 2e-4 at p = 4096. ValueError for an odd d or none.
+    Source: Vaswani et al. 2017, arXiv 1706.03762, in the layout of Dai et al. 2019, arXiv 1901.02860.
     """
-    if d % 2:
-        raise ValueError(f"{d} channels cannot hold pairs of a sine and a cosine: give an even number")
+    if d < 2 or d % 2:
+        raise ValueError(f"{d} channels cannot hold pairs of a sine and a cosine: give an even number, 2 or more")
     if positions.device.type == "mps":  # has no float64
         positions = positions.cpu()
     frequencies = base ** (-torch.arange(0, d, 2, dtype=torch.float64, device=positions.device) / d)
@@ -24,10 +24,14 @@ def sinusoids(positions: Shaped[Tensor, " n"], d: int, base: float = 10_000.0) -
 
 
 class AbsolutePosition(nn.Module):
-    """Adds a vector for each position p to the embedding there: ``sinusoids(p)``, or row p of a learned table."""
+    """Adds a vector for each position p to the embedding there: ``sinusoids(p)``, or row p of a learned table.
+
+    ValueError for sinusoids of an odd d_model.
+    """
 
     def __init__(self, d_model: int, *, learned: bool = False, length: int = 0) -> None:
         super().__init__()
+        sinusoids(torch.zeros(1), 2 if learned else d_model)  # raises where they would
         self.table = nn.Parameter(torch.zeros(length, d_model)) if learned else None
 
     def forward(self, x: Float[Tensor, "batch time d_model"], start: int = 0) -> Float[Tensor, "batch time d_model"]:
@@ -78,11 +82,14 @@ class LearnedRelativePosition(RelativePosition):
 
         score(i, j) = (q_i + u)·k_j + q_i·R[δ] + S[δ],   δ = 0 … distances − 1
 
-    The table holds the distances that causal attention can meet, segment + memory of them, and no more.
+    The table holds the distances that causal attention can meet, segment + memory of them, and no more. ValueError
+    for a table without a row.
     """
 
     def __init__(self, n_heads: int, d_head: int, distances: int) -> None:
         super().__init__(n_heads, d_head)
+        if distances < 1:
+            raise ValueError(f"a table of {distances} distances holds not even the position itself: give 1 or more")
         self.embedding = nn.Parameter(torch.zeros(distances, n_heads, d_head))
         self.table_bias = nn.Parameter(torch.zeros(distances, n_heads))
 
@@ -103,15 +110,15 @@ class SinusoidalRelativePosition(RelativePosition):
         score(i, j) = q_i·k_j + q_i·W r_δ + u·k_j + v·W r_δ = (q_i + u)·k_j + (q_i + v)·W r_δ
 
     computed without a shift and without any array of queries × distances: by ``factorise``, the queries become
-    [q_i + u, φ(i)], the keys [k_j, ψ(j)], and a plain dot product does the rest.
+    [q_i + u, φ(i)], the keys [k_j, ψ(j)], and a plain dot product does the rest. ValueError for an odd d_position.
     """
 
     def __init__(self, n_heads: int, d_head: int, d_position: int) -> None:
         super().__init__(n_heads, d_head)
+        sinusoids(torch.zeros(1), d_position)  # raises where they would
         self.position_bias = nn.Parameter(torch.zeros(n_heads, d_head))
         self.projection = nn.Parameter(torch.empty(n_heads * d_head, d_position))
         nn.init.normal_(self.projection, std=d_position**-0.5)
-        sinusoids(torch.zeros(1), d_position)  # raises where d_position is odd
 
     def waves(self, like: Tensor, start: int) -> Float[Tensor, "time d_position"]:
         """Sinusoids of the positions of ``like``, the first of them at ``start``."""

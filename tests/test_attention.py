@@ -12,6 +12,7 @@ from rcmha_lite.attention import (
     AttentionCache,
     MultiHeadAttention,
     attention_weights,
+    causal_mask,
     fused_attention,
     mdha,
     mha,
@@ -19,7 +20,7 @@ from rcmha_lite.attention import (
     rmha,
 )
 from rcmha_lite.convolution import HeadConvolution
-from rcmha_lite.positions import factorise, shift, sinusoids
+from rcmha_lite.positions import LearnedRelativePosition, SinusoidalRelativePosition, factorise, shift, sinusoids
 
 CELLS = {
     "mha": lambda: mha(16, 4),
@@ -152,7 +153,7 @@ def test_identity_kernel_makes_mdha_mha(time, shared, kernel):
 
 @pytest.mark.parametrize("distances", [None, 12])
 def test_zeroed_relative_part_makes_rmha_mha(distances):
-    plain, module = scrambled(mha(16, 4)), scrambled(rmha(16, 4, distances))
+    plain, module = scrambled(mha(16, 4)), scrambled(rmha(16, 4, distances=distances))
     module.load_state_dict(plain.state_dict(), strict=False)
     x = exercises.random(2, 12, 16)
     assert (module(x) - plain(x)).abs().max() > 1e-3
@@ -207,6 +208,52 @@ def test_errors_say_what_to_do(unchecked):
         AttentionCache(limit=-1)
     with pytest.raises(IndexError, match="12 positions back lies outside a table of 12 distances"):
         rmha(16, 4, distances=12).double()(exercises.random(1, 13, 16))
+    with pytest.raises(ValueError, match="distances for a learned table or d_position for sinusoids"):
+        rcmha(16, 4, distances=12, d_position=8)
+    with pytest.raises(ValueError, match="6 queries of 5 keys"):
+        causal_mask(6, 5)
+
+
+@pytest.mark.parametrize(
+    ("part", "message"),
+    [
+        (
+            {"convolution": HeadConvolution(8, 4)},
+            "convolution is made for 8 heads of 4 channels, the module has 4 of 8",
+        ),
+        ({"position": SinusoidalRelativePosition(1, 8, 16)}, "position is made for 1 heads of 8 channels"),
+        ({"position": LearnedRelativePosition(4, 4, 16)}, "position is made for 4 heads of 4 channels"),
+    ],
+)
+def test_parts_made_for_other_heads_are_refused(part, message):
+    with pytest.raises(ValueError, match=message):
+        MultiHeadAttention(32, 4, **part)
+
+
+@pytest.mark.parametrize(
+    ("x", "memory", "message"),
+    [
+        (torch.zeros(16), None, r"shape \(16,\): give \[batch, time, d_model\]"),
+        (torch.zeros(1, 5, 15), None, r"shape \(1, 5, 15\): give \[batch, time, 16\]"),
+        (torch.zeros(1, 5, 16).double(), None, "the input is in torch.float64, the module in torch.float32"),
+        (torch.zeros(2, 5, 16), torch.zeros(1, 5, 16), "a memory .* of the input's batch and width"),
+        (torch.zeros(2, 5, 16), torch.zeros(2, 5, 15), "a memory .* of the input's batch and width"),
+        (torch.zeros(2, 5, 16), torch.zeros(5, 16), "a memory .* of the input's batch and width"),
+    ],
+)
+def test_inputs_that_do_not_fit_are_refused(x, memory, message, unchecked):
+    for ask in (rcmha(16, 4), rcmha(16, 4).weights):
+        with pytest.raises(ValueError, match=message):
+            ask(x, memory)
+
+
+@pytest.mark.parametrize("queries", [-1, 11])
+@pytest.mark.parametrize("fresh", [False, True])
+def test_more_queries_than_positions_are_refused(queries, fresh, unchecked):
+    module = rcmha(16, 4)
+    module.fresh_queries = fresh
+    with pytest.raises(ValueError, match=f"{queries} queries of 10 positions: give a number from 0 to 10"):
+        module.attend(torch.zeros(1, 10, 16), queries)
 
 
 @pytest.mark.parametrize("name", CELLS)
@@ -282,3 +329,17 @@ def test_no_mask_is_made_that_nothing_reads(monkeypatch):
     monkeypatch.setattr(attention, "causal_mask", refuse)
     q, k, v = (exercises.random(1, 2, 9, 4, seed=seed) for seed in range(3))
     fused_attention(q, k, v)
+
+
+def test_a_stream_stays_in_its_precision():
+    module, cache = rcmha(16, 2), AttentionCache()
+    text = torch.randn(1, 6, 16)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        first = module(text[:, :4], cache=cache)
+        with (
+            torch.autocast("cpu", enabled=False),
+            pytest.raises(ValueError, match=r"float32 does not continue a stream in torch\.bfloat16"),
+        ):
+            module(text[:, 4:], cache=cache)
+        streamed = torch.cat((first, module(text[:, 4:], cache=cache)), dim=1)
+        assert (streamed - module(text)).abs().max() < 0.02 * streamed.abs().max()

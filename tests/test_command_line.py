@@ -194,3 +194,21 @@ def test_interrupt_leaves_a_usable_checkpoint(tmp_path):
     assert checkpoint.load_model(out).config.steps == 100_000
     state = json.loads(checkpoint._read(out / checkpoint.TRAINING)[1]["state"])
     assert 0 < state["step"] < 100_000
+
+
+@pytest.mark.parametrize(
+    ("cell", "flags", "fits"),
+    [
+        ("mha", ["--kernel-size", "3"], False),
+        ("mdha", ["--position", "relative-sinusoidal"], False),
+        ("rcmha", ["--kernel-size", "0"], False),
+        ("rcmha", ["--kernel-size", "5"], True),
+        ("rmha", ["--position", "relative-learned"], True),
+        ("mha", ["--position", "none"], True),
+    ],
+)
+def test_a_cell_is_not_contradicted(call, corpus, monkeypatch, cell, flags, fits):
+    monkeypatch.setattr("rcmha_lite.training.train", lambda *arguments, **options: None)
+    status, _, err = call("train", "--preset", "tiny", "--cell", cell, *flags)
+    assert status == (0 if fits else 2)
+    assert fits or "ask for different cells" in err

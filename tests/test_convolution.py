@@ -65,8 +65,19 @@ def test_pytorch_start_has_conv1d_range():
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"), [({"kernel_size": 0}, "1 or more"), ({"projections": "x"}, "q, k and v")]
+    ("arguments", "message"),
+    [
+        ({"kernel_size": 0}, "1 or more"),
+        ({"projections": "x"}, "q, k and v"),
+        ({"init": "Primer"}, "'Primer' is not one of identity, primer, pytorch"),
+    ],
 )
-def test_bad_arguments(arguments, message):
+def test_bad_arguments(arguments, message, unchecked):
     with pytest.raises(ValueError, match=message):
         HeadConvolution(2, 4, **arguments)
+
+
+@pytest.mark.parametrize("projections", ["", "z", "kz"])
+def test_taps_of_no_projection_are_refused(projections):
+    with pytest.raises(ValueError, match="must be some of q, k and v"):
+        HeadConvolution(2, 4).taps(projections)

@@ -77,6 +77,8 @@ def test_a_diverged_model_and_foreign_ids_are_refused():
     network = model()
     with pytest.raises(ValueError, match=f"id 99 is outside the model's vocabulary of {network.config.vocabulary}"):
         evaluate(network, torch.tensor([0, 99]))
+    with pytest.raises(ValueError, match="id -1 is outside"):
+        evaluate(network, torch.tensor([-1, 0]))
     with torch.no_grad():
         network.output.bias.fill_(float("nan"))
     with pytest.raises(ValueError, match="the validation loss is nan: the model diverged"):

@@ -4,6 +4,7 @@ import itertools
 import statistics
 from collections import Counter, defaultdict
 
+import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
@@ -13,11 +14,15 @@ from rcmha_lite.accounting import flops
 from rcmha_lite.model import LanguageModel, squared_relu
 
 
-def bigram(text):
+def successors(text):
     following = defaultdict(Counter)
     for a, b in itertools.pairwise(text):
         following[a][b] += 1
-    return {a: counts.most_common(1)[0][0] for a, counts in following.items()}
+    return following
+
+
+def bigram(text):
+    return {a: counts.most_common(1)[0][0] for a, counts in successors(text).items()}
 
 
 def weights(q, k):
@@ -37,6 +42,19 @@ def factors(a, i):
 
 def counted(config, time):
     return flops(LanguageModel(config), torch.zeros(1, time, dtype=torch.long))
+
+
+def degrees(table):
+    return (len(table) - 1) * (len(table[0]) - 1)
+
+
+def noise(table):
+    """By least squares on a column of zeros and ones for each row and each column."""
+    m, n = np.shape(table)
+    rows, columns = np.kron(np.eye(m), np.ones((n, 1))), np.kron(np.ones((m, 1)), np.eye(n))
+    design, y = np.hstack([rows, columns]), np.ravel(table)
+    left = y - design @ np.linalg.lstsq(design, y, rcond=None)[0]
+    return (left @ left / degrees(table)) ** 0.5
 
 
 def interval(differences, t):
@@ -69,6 +87,7 @@ RIGHT = [
     (exercises.check_squared_relu, squared_relu),
     (exercises.check_flops, counted),
     (exercises.check_interval, interval),
+    (exercises.check_noise, noise),
     (exercises.check_reset, reset),
     (exercises.check_temperature, lambda z, t: generation.next_probabilities(z, temperature=t)),
 ]
@@ -81,6 +100,14 @@ WRONG = {
         lambda text: {a: max((b for b in Counter(text) if b != a), key=Counter(text).get) for a in text[:-1]},
     ),
     "bigram: the last successor": (exercises.check_bigram, lambda text: dict(itertools.pairwise(text))),
+    "bigram: of equally frequent ones, the last": (
+        exercises.check_bigram,
+        lambda text: {a: max(reversed([*row]), key=row.get) for a, row in successors(text).items()},
+    ),
+    "bigram: pairs that do not overlap": (
+        exercises.check_bigram,
+        lambda text: {a: max(row, key=lambda b: text.count(a + b)) for a, row in successors(text).items()},
+    ),
     "accuracy: of the first window": (exercises.check_accuracy, lambda z, y: (z.argmax(-1) == y).double()[0].mean()),
     "accuracy: by length only": (exercises.check_accuracy, lambda z, y: (z.argmax(-1) == y).sum() / y.shape[1]),
     "accuracy: of the first position": (exercises.check_accuracy, lambda z, y: (z.argmax(-1) == y).float()[0, 0]),
@@ -103,6 +130,7 @@ WRONG = {
     "shift: transposed": (exercises.check_shift, lambda s: shift(s).T),
     "shift: one off": (exercises.check_shift, lambda s: shift(s).roll(1, 1)),
     "shift: none": (exercises.check_shift, lambda s: s),
+    "shift: a causal mask": (exercises.check_shift, lambda s: torch.ones_like(s, dtype=torch.bool).tril()),
     "shift behind a memory: as without": (
         lambda yours: exercises.check_shift(yours, memory=3),
         lambda s: F.pad(s.flip(1), (1, 0)).flatten()[s.shape[1] :][: s.numel()].view(s.shape[0], -1),
@@ -118,7 +146,21 @@ WRONG = {
         lambda config, time: counted(config.replace(kernel_size=0), time),
     ),
     "interval: divided by n": (exercises.check_interval, lambda x, t: interval(x, t * ((len(x) - 1) / len(x)) ** 0.5)),
+    "interval: around the median": (
+        exercises.check_interval,
+        lambda x, t: tuple(end + statistics.median(x) - statistics.mean(x) for end in interval(x, t)),
+    ),
     "interval: of one run, not of the mean": (exercises.check_interval, lambda x, t: interval(x, t * len(x) ** 0.5)),
+    "noise: over all runs": (exercises.check_noise, lambda t: noise(t) * (degrees(t) / np.size(t)) ** 0.5),
+    "noise: the seeds left in": (
+        exercises.check_noise,
+        lambda t: (np.var(t, axis=1).sum() / degrees(t) * len(t[0])) ** 0.5,
+    ),
+    "noise: the choices left in": (
+        exercises.check_noise,
+        lambda t: (np.var(t, axis=0).sum() / degrees(t) * len(t)) ** 0.5,
+    ),
+    "noise: squared": (exercises.check_noise, lambda t: noise(t) ** 2),
     "reset: the counter itself": (exercises.check_reset, lambda c: c),
     "reset: differences of the counter": (
         exercises.check_reset,

@@ -59,24 +59,27 @@ def test_equal_time_follows_from_the_measured_steps():
 
 
 COMPARED = [("ablation", "equal_time"), ("parts",), ("regimes",)]
+ENGINE = [
+    f"rcmha_lite/{name}.py"
+    for name in ["attention", "convolution", "data", "evaluation", "model", "positions", "training"]
+]
+"""What decides a result beside the configuration that each result carries."""
 
 
 @pytest.mark.parametrize("groups", [g for g in COMPARED if any(f.parent.name in g for f in FILES)], ids=" and ".join)
 def test_runs_that_are_compared_come_from_one_engine(groups):
-    """Same precision, processor and PyTorch, and the same package in the commits they name.
-
-    All of the package but its presets: each result carries its own configuration.
-    """
+    """Same precision, processor and PyTorch, and the same modules in the commits they name."""
     origins = [json.loads(file.read_text())["manifest"] for file in FILES if file.parent.name in groups]
     assert len({(origin["precision"], origin["processor"], origin["torch"]) for origin in origins}) == 1
     engines = set()
     for commit in {origin["commit"] for origin in origins}:
         tree = subprocess.run(
-            ["git", "ls-tree", "-r", commit, "rcmha_lite"], cwd=results.ROOT, capture_output=True, text=True
+            ["git", "ls-tree", "-r", commit, *ENGINE], cwd=results.ROOT, capture_output=True, text=True
         )
         if tree.returncode:
             pytest.skip("this checkout does not hold the commits that the results name")
-        engines.add("".join(line for line in tree.stdout.splitlines() if not line.endswith("/config.py")))
+        assert len(tree.stdout.splitlines()) == len(ENGINE)
+        engines.add(tree.stdout)
     assert len(engines) == 1
 
 

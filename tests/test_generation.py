@@ -116,9 +116,15 @@ def test_training_mode_comes_back():
     assert network.training
 
 
-def test_bad_prompts():
+def test_bad_prompts(unchecked):
     with pytest.raises(ValueError, match="prompt is empty"):
         list(generate(model(), ""))
+    for prompt, message in (
+        ([99], "id 99 is outside the model's vocabulary"),
+        ([[1, 2]], r"shape \(1, 2\): give one row"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            list(generate_ids(model(), torch.tensor(prompt), 1))
     with pytest.raises(ValueError, match="unknown characters 'é'"):
         list(generate(model(), "café"))
     with pytest.raises(ValueError, match="the model has a vocabulary of 65, the tokenizer 2 characters"):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import json
 
 import pytest
 import torch
@@ -11,10 +12,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from rcmha_lite import exercises
-from rcmha_lite.attention import MultiHeadAttention
+from rcmha_lite.attention import AttentionCache, MultiHeadAttention
 from rcmha_lite.config import CELLS, PRESETS, Config
 from rcmha_lite.evaluation import read_window
-from rcmha_lite.model import Dropout, LanguageModel, squared_relu
+from rcmha_lite.model import Dropout, FeedForward, LanguageModel, squared_relu
 
 SMALL = Config(
     vocabulary=11, layers=2, d_model=16, n_heads=2, d_ff=24, d_position=6, context=16, window=16, zero_output=False,
@@ -230,6 +231,37 @@ def test_configuration_round_trip_and_unknown_fields():
     assert Config.from_json(SMALL.to_json()) == SMALL
     with pytest.raises(ValueError, match="does not know: depth"):
         Config.from_json('{"depth": 3}')
+    fields = json.loads(SMALL.to_json())
+    del fields["activation"]
+    with pytest.raises(ValueError, match="lacks activation: add what the run had"):
+        Config.from_json(json.dumps(fields))
+
+
+def test_an_empty_cache_is_used():
+    network = LanguageModel(SMALL).eval()
+    ids = torch.arange(5)[None]
+    cache = network.new_cache()
+    assert all(cache)
+    with torch.no_grad():
+        network(ids, cache=cache)
+    assert [one.seen for one in cache] == [5] * len(network.blocks)
+
+
+@pytest.mark.parametrize("make", [lambda n: [], lambda n: AttentionCache(), lambda n: [AttentionCache()] * n])
+def test_a_cache_that_is_not_the_models_is_refused(make, unchecked):
+    network = LanguageModel(SMALL)
+    with pytest.raises(ValueError, match=f"a list of {len(network.blocks)}, one for each block"):
+        network(torch.zeros(1, 3, dtype=torch.long), cache=make(len(network.blocks)))
+
+
+def test_ids_without_a_batch_are_refused(unchecked):
+    with pytest.raises(ValueError, match=r"shape \(3,\): give \[batch, time\]"):
+        LanguageModel(SMALL)(torch.zeros(3, dtype=torch.long))
+
+
+def test_an_unknown_activation_is_refused(unchecked):
+    with pytest.raises(ValueError, match="activation 'silu' is not one of relu, relu2, gelu"):
+        FeedForward(8, 8, "silu")
     for text in ("weights", "[1]"):
         with pytest.raises(ValueError, match="does not hold a configuration"):
             Config.from_json(text)

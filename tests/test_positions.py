@@ -78,7 +78,7 @@ def test_sinusoidal_equals_the_four_terms(queries, past):
 
 
 def test_long_sequences_stay_exact():
-    """At position 4096 float32 angles would be off by 4e-4; ours are formed in float64."""
+    """At position 4096 float32 angles would be off by 2e-4; ours are formed in float64."""
     exact = [math.sin(4096.0), math.sin(4096 / 100), math.cos(4096.0), math.cos(4096 / 100)]
     torch.testing.assert_close(sinusoids(torch.tensor([4096.0]), 4)[0], torch.tensor(exact, dtype=torch.float64))
 
@@ -138,5 +138,13 @@ def test_learned_absolute_table_ends():
 
 
 def test_odd_width_is_refused():
+    for width in (7, 0, -2):
+        with pytest.raises(ValueError, match=f"{width} channels .* give an even number, 2 or more"):
+            SinusoidalRelativePosition(2, 4, width)
     with pytest.raises(ValueError, match="7 channels"):
-        SinusoidalRelativePosition(2, 4, 7)
+        AbsolutePosition(7)
+
+
+def test_an_empty_table_is_refused():
+    with pytest.raises(ValueError, match="a table of 0 distances"):
+        LearnedRelativePosition(2, 4, 0)
