@@ -54,7 +54,8 @@ def saved_bytes(run: Callable[[], Tensor], *, but_not: Iterable[Tensor] = ()) ->
     """Bytes of the distinct arrays that autograd keeps until the backward pass of ``run()``.
 
     Exact, and the same on every machine: each array that PyTorch saves passes a hook, and arrays that share memory
-    count once. ``but_not`` names arrays that exist anyway, such as inputs and parameters.
+    count once. ``but_not`` names arrays that exist anyway, such as inputs and parameters. ValueError where
+    nothing requires a gradient.
     """
     anyway = {tensor.untyped_storage().data_ptr() for tensor in but_not}
     kept: dict[int, Tensor] = {}  # holding them keeps their addresses from being used again

@@ -75,7 +75,8 @@ def _download() -> bytes:
 class CharTokenizer:
     """Characters ↔ ids: the id of a character is its place in `characters`.
 
-    `CharTokenizer(SHAKESPEARE_CHARACTERS)` needs no corpus; for another text use `sorted(set(text))`.
+    `CharTokenizer(SHAKESPEARE_CHARACTERS)` needs no corpus; for another text use `sorted(set(text))`. ValueError for a
+    character that is there twice.
     """
 
     def __init__(self, characters: Iterable[str] = SHAKESPEARE_CHARACTERS) -> None:

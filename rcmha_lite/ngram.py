@@ -14,7 +14,8 @@ def ngram_probabilities(
 
         p(x | c) = (count(c x) + T(c) · p(x | c′)) / (N(c) + T(c)),   ending with p uniform.
 
-    Near the start of ``text``, where the context is shorter than it should be, the shorter one is used.
+    Near the start of ``text``, where the context is shorter than it should be, the shorter one is used. ValueError for
+    an order below 1, or so high that contexts cannot be numbered in 63 bits.
     """
     if not order >= 1 or vocabulary**order >= 2**63:
         raise ValueError(f"order {order} is not between 1 and {int(63 / np.log2(vocabulary))}")
