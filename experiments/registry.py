@@ -185,6 +185,12 @@ def speed() -> Iterator[Run]:
     yield Run("speed", "to-1.88", small)
 
 
+def capstone() -> Iterator[Run]:
+    """The ``gpu`` preset where there is no GPU: on one thread of a CPU, so that it takes hours, in fewer steps."""
+    config = PRESETS["gpu"].replace(device="cpu", compile=False, steps=1000, eval_every=100)
+    yield Run("capstone", "gpu-preset-1000-steps", config.replace(checkpoint_every=25), ("unseen", "lengths"))
+
+
 def paper() -> Iterator[Run]:
     """The public code's settings: ten epochs with relative positions, two without.
 
@@ -213,6 +219,6 @@ def induction() -> Iterator[Run]:
             yield Run("induction", f"{cell}-{seed}", base.replace(**changes, seed=seed), task="induction")
 
 
-GROUPS = {f.__name__: f for f in (ablation, equal_time, induction, parts, regimes, recipes, speed, paper)}
+GROUPS = {f.__name__: f for f in (ablation, equal_time, induction, parts, regimes, recipes, speed, capstone, paper)}
 
 RUNS = {str(run): run for group in GROUPS.values() for run in group()}
