@@ -136,6 +136,14 @@ def test_more_past_than_in_training_harms():
         assert found.low > 0
 
 
+def test_absolute_positions_break_beyond_the_trained_length():
+    for cell in ("mha", "mdha"):
+        run = f"ablation/{cell}-relu2"
+        trained, longer = (values(run, "measures", "lengths", length) for length in ("128", "256"))
+        assert len(trained) == 8
+        assert all(b > a + 0.2 for a, b in zip(trained, longer, strict=True))
+
+
 def test_ten_epochs_of_the_public_settings():
     paper = PRESETS["paper"]
     characters = split(torch.arange(1_115_394))[0].numel()

@@ -35,7 +35,7 @@ def table() -> str:
     for kind, found in NANOGPT.items():
         config = found.config
         read, best = (steps * config.batch * config.context / 1e6 for steps in (config.steps, found.steps))
-        text = f"{read:.1f} M characters" + (f", best near {best:.0f} M" if best < read else "")
+        text = f"{read:.1f} M characters" + (f" in all; a reader's best near {best:.0f} M" if best < read else "")
         shape = f"{config.layers} layers × {config.d_model}"
         rows.append(
             f"| nanoGPT's {kind.upper()} recipe, as reported | {shape} | {text} | {found.took} | {found.loss} | |"
@@ -79,12 +79,13 @@ def effects() -> str:
     """What each part earns in the ablation, and what the convolution adds to RMHA, at equal steps and at equal time."""
     on_loss, on_accuracy = ablation_effects("val_loss"), ablation_effects("val_accuracy")
     rows = {f"{part}, averaged over the others": (on_loss[part,], on_accuracy[part,]) for part in FACTORS}
-    for name, group, comparisons in (("equal steps", "ablation", 2), ("equal time", "equal_time", 5)):
+    for name, group, families in (("equal steps", "ablation", (2, 6)), ("equal time", "equal_time", (5, 5))):
         one, other = f"{group}/rcmha-relu2", f"{group}/rmha-relu2"
-        rows[f"convolution added to RMHA, {name}"] = (
-            difference(one, other, "val_loss", comparisons=comparisons),
-            difference(one, other, "val_accuracy", comparisons=comparisons),
+        loss, accuracy = (
+            difference(one, other, key, comparisons=size)
+            for key, size in zip(("val_loss", "val_accuracy"), families, strict=True)
         )
+        rows[f"convolution added to RMHA, {name}"] = loss, accuracy
     table = ["| part | change of validation loss | change of accuracy |", "|---|---|---|"]
     return "\n".join(table + [f"| {name} | {loss} | {accuracy} |" for name, (loss, accuracy) in rows.items()])
 
