@@ -78,6 +78,27 @@ def parts() -> Iterator[Run]:
             yield Run("parts", f"{name}-{seed}", BASE.replace(**changes, eval_every=250, seed=seed))
 
 
+def starts() -> Iterator[Run]:
+    """How kernels start, with seeds that chose nothing: RCMHA from three starts, and RMHA, at equal steps and equal time.
+
+    Registered when two seeds of ``parts`` suggested that PyTorch's and Primer's starts do better than the identity.
+    """
+    cells: dict[str, dict[str, Any]] = {
+        "rmha": {"kernel_size": 0},
+        "identity": {},
+        "primer": {"kernel_init": "primer"},
+        "pytorch": {"kernel_init": "pytorch"},
+    }
+    for seed in range(8, 16):
+        for name, changes in cells.items():
+            config = BASE.replace(**changes, eval_every=250, seed=seed)
+            yield Run("starts", f"{name}-{seed}", config, ("unseen",))
+        for name in ("rmha", "primer", "pytorch"):
+            steps = EQUAL_TIME["rmha-relu2" if name == "rmha" else "rcmha-relu2"]
+            config = BASE.replace(**cells[name], eval_every=250, seed=seed, steps=steps)
+            yield Run("starts", f"equal-time-{name}-{seed}", config, ("unseen",))
+
+
 def regimes() -> Iterator[Run]:
     """Where convolution or squared ReLU might pay: depth, optimiser, few steps or many; RCMHA, and without either.
 
@@ -116,6 +137,8 @@ def recipes() -> Iterator[Run]:
         "muon-rate-0.01": {"muon_rate": 0.01},
         "dropout-0.2": {"dropout": 0.2},
         "weight-decay-0.4": {"weight_decay": 0.4},
+        "kernel-init-primer": {"kernel_init": "primer"},
+        "kernel-init-pytorch": {"kernel_init": "pytorch"},
         "d-position-16": {"d_position": 16, "steps": 1380, "eval_every": 345},
     }
     for name, changes in choices.items():
@@ -219,6 +242,8 @@ def induction() -> Iterator[Run]:
             yield Run("induction", f"{cell}-{seed}", base.replace(**changes, seed=seed), task="induction")
 
 
-GROUPS = {f.__name__: f for f in (ablation, equal_time, induction, parts, regimes, recipes, speed, capstone, paper)}
+GROUPS = {
+    f.__name__: f for f in (ablation, equal_time, induction, parts, starts, regimes, recipes, speed, capstone, paper)
+}
 
 RUNS = {str(run): run for group in GROUPS.values() for run in group()}

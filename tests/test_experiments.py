@@ -58,7 +58,7 @@ def test_equal_time_follows_from_the_measured_steps():
         assert steps == pytest.approx(500 * reference / time, rel=0.03)
 
 
-COMPARED = [("ablation", "equal_time"), ("parts",), ("regimes",)]
+COMPARED = [("ablation", "equal_time"), ("parts",), ("starts",), ("regimes",)]
 ENGINE = [
     f"rcmha_lite/{name}.py"
     for name in ["attention", "convolution", "data", "evaluation", "model", "positions", "training"]
