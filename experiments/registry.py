@@ -92,7 +92,7 @@ def starts() -> Iterator[Run]:
     for seed in range(8, 16):
         for name, changes in cells.items():
             config = BASE.replace(**changes, eval_every=250, seed=seed)
-            yield Run("starts", f"{name}-{seed}", config, ("unseen",))
+            yield Run("starts", f"{name}-{seed}", config, ("unseen", "taps", "heads"))
         for name in ("rmha", "primer", "pytorch"):
             steps = EQUAL_TIME["rmha-relu2" if name == "rmha" else "rcmha-relu2"]
             config = BASE.replace(**cells[name], eval_every=250, seed=seed, steps=steps)
