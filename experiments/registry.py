@@ -100,9 +100,9 @@ def starts() -> Iterator[Run]:
 
 
 def regimes() -> Iterator[Run]:
-    """Where convolution or squared ReLU might pay: depth, optimiser, few steps or many; RCMHA, and without either.
+    """Where convolution or squared ReLU might pay: depth, optimiser, few steps or many; RCMHA from two starts, RMHA, ReLU.
 
-    In the recipe of the ablation these three are among ``parts``, with the same seeds.
+    In the recipe of the ablation these four are among ``parts``, with the same seeds.
     """
     regimes: dict[str, dict[str, Any]] = {
         "layers-1": {"layers": 1},
@@ -113,6 +113,7 @@ def regimes() -> Iterator[Run]:
     }
     cells: dict[str, dict[str, Any]] = {
         "rcmha-relu2": {},
+        "pytorch-relu2": {"kernel_init": "pytorch"},
         "rmha-relu2": {"kernel_size": 0},
         "rcmha-relu": {"activation": "relu"},
     }
