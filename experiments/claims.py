@@ -5,12 +5,12 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
-from experiments.results import ROOT, ablation_effects, difference
-from experiments.statistics import Interval
+from experiments.results import ROOT, ablation_effects, choices, difference
+from experiments.statistics import Interval, contrasts
 
 LEDGER = ROOT / "chapters/claims.yml"
 VERDICTS = ("supported", "contradicted", "open", "not testable here")
@@ -77,6 +77,10 @@ def _effect(names: str, *keys: str) -> Interval:
     return ablation_effects(*keys)[tuple(names.split(" × "))]
 
 
+def _contrast(one: str, other: str, *, pool: Literal["kernels", "positions"], comparisons: int) -> Interval:
+    return contrasts(choices(pool), {"": {one: 1, other: -1}}, comparisons=comparisons)[""]
+
+
 def _benchmark(file: str, *keys: str) -> Interval:
     found = json.loads((ROOT / f"benchmarks/results/{file}.json").read_text(encoding="utf-8"))["results"]
     for key in keys:
@@ -94,6 +98,7 @@ def _value(file: str, *keys: str) -> Interval:
 
 EFFECTS: dict[str, Callable[..., Interval]] = {
     "effect": _effect,
+    "contrast": _contrast,
     "difference": difference,
     "benchmark": _benchmark,
     "value": _value,

@@ -4,8 +4,9 @@ import itertools
 import json
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from experiments import registry
 from experiments.statistics import Interval, factorial_effects, interval
 from rcmha_lite.config import CELLS
 
@@ -69,6 +70,18 @@ def difference(one: str, other: str, *keys: str, comparisons: int = 1) -> Interv
     paired = paired_seeds(one, other)
     pair = (values(run, *keys, over=paired) for run in (one, other))
     return interval([a - b for a, b in zip(*pair, strict=True)], comparisons=comparisons)
+
+
+def choices(pool: Literal["all", "kernels", "positions"] = "all") -> dict[str, list[float]]:
+    """Validation losses of ``parts``, choice by choice, over the seeds that all have.
+
+    "kernels": RCMHA and its other designs of the convolution; "positions": RCMHA and its other encodings of position.
+    """
+    names = list(dict.fromkeys(run.name.rpartition("-")[0] for run in registry.parts()))
+    paired = paired_seeds(*(f"parts/{name}" for name in names))
+    kinds = {"all": names, "positions": [n for n in names if n == "rcmha" or n.startswith("position")]}
+    kinds["kernels"] = [n for n in names if not n.startswith(("position", "activation"))]
+    return {name: values(f"parts/{name}", "val_loss", over=paired) for name in kinds[pool]}
 
 
 def running_counter(name: str) -> list[float]:

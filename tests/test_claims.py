@@ -3,14 +3,15 @@
 import dataclasses
 import itertools
 import json
+import math
 
 import pytest
 import torch
 
 from benchmarks import public_code
 from experiments.claims import VERDICTS, Claim, ledger, missing_evidence
-from experiments.results import ROOT, load, running_counter, values
-from experiments.statistics import interval
+from experiments.results import ROOT, choices, load, running_counter, values
+from experiments.statistics import contrasts, interval
 from experiments.yardsticks import NANOGPT, operations, operations_to
 from rcmha_lite.config import CELLS, PRESETS
 from rcmha_lite.data import split
@@ -142,6 +143,20 @@ def test_absolute_positions_break_beyond_the_trained_length():
         trained, longer = (values(run, "measures", "lengths", length) for length in ("128", "256"))
         assert len(trained) == 8
         assert all(b > a + 0.2 for a, b in zip(trained, longer, strict=True))
+
+
+def test_most_designs_of_the_convolution_are_not_told_apart():
+    kernels = choices("kernels")
+    others = {name: {name: 1, "rcmha": -1} for name in kernels if name != "rcmha" and "convolve" not in name}
+    found = contrasts(kernels, others)
+    assert {name for name, effect in found.items() if effect.excludes_zero} == {"init-primer", "init-pytorch"}
+    places = {"kernel-0": "", "rcmha": "qkv"} | {f"convolve-{p}": p for p in ("q", "k", "v", "qk", "qv", "kv")}
+    subsets = [s for size in (1, 2, 3) for s in itertools.combinations("qkv", size)]
+    signs = {
+        s: {c: math.prod(1 if p in placed else -1 for p in s) / 4 for c, placed in places.items()} for s in subsets
+    }
+    for effect in contrasts(kernels, signs).values():
+        assert -0.01 < effect.low < 0 < effect.high < 0.01
 
 
 def test_ten_epochs_of_the_public_settings():
