@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.times import training_step
+from benchmarks.times import spread, training_step
 from experiments import registry
 
 
@@ -42,7 +42,7 @@ def side_by_side(rounds: int = 5, seconds: float = 15) -> dict[str, Any]:
     return {
         "two runs of one thread / one of two": {
             "steps_per_second": [statistics.median(column) for column in zip(*found, strict=True)],
-            "ratio": {"median": statistics.median(ratios), "min": min(ratios), "max": max(ratios)},
+            "ratio": spread(ratios),
             "rounds": rounds,
         }
     }

@@ -32,9 +32,14 @@ def in_turn(first: Callable[[], Any], second: Callable[[], Any], rounds: int = 9
     ratios = [b / a for a, b in times]
     return {
         "milliseconds": [statistics.median(column) for column in zip(*times, strict=True)],
-        "ratio": {"median": statistics.median(ratios), "min": min(ratios), "max": max(ratios)},
+        "ratio": spread(ratios),
         "rounds": rounds,
     }
+
+
+def spread(found: list[float]) -> dict[str, float]:
+    """Median, smallest and largest."""
+    return {"median": statistics.median(found), "min": min(found), "max": max(found)}
 
 
 def relative_pair(time: int, heads: int = 6, d_head: int = 32) -> tuple[list[Tensor], Callable, Callable]:
@@ -233,7 +238,7 @@ def ablation() -> dict[str, Any]:
         ratios = [one_round[name] / one_round["mha-relu"] for one_round in rounds]
         found["cells"][name] = {
             "milliseconds": 1000 * statistics.median(one_round[name] for one_round in rounds),
-            "ratio": {"median": statistics.median(ratios), "min": min(ratios), "max": max(ratios)},
+            "ratio": spread(ratios),
             "rounds": len(rounds),
         }
     medians = torch.tensor([found["cells"][name]["ratio"]["median"] for name in configs], dtype=torch.float64)
@@ -277,7 +282,7 @@ def parts() -> dict[str, Any]:
     for _ in range(9):
         rounds.append({name: 1000 * timer.blocked_autorange(min_run_time=0.1).median for name, timer in timers.items()})
     milliseconds = {name: [one_round[name] for one_round in rounds] for name in steps}
-    return {n: {"median": statistics.median(ms), "min": min(ms), "max": max(ms)} for n, ms in milliseconds.items()}
+    return {name: spread(ms) for name, ms in milliseconds.items()}
 
 
 def differentiated(compute: Callable[..., Tensor], inputs: tuple[Tensor, ...]) -> Callable[[], Any]:

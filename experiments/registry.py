@@ -210,9 +210,9 @@ def speed() -> Iterator[Run]:
 
 
 def capstone() -> Iterator[Run]:
-    """The ``gpu`` preset where there is no GPU: on one thread of a CPU, so that it takes hours, in fewer steps."""
-    config = PRESETS["gpu"].replace(device="cpu", compile=False, steps=1000, eval_every=100)
-    yield Run("capstone", "gpu-preset-1000-steps", config.replace(checkpoint_every=25), ("unseen", "lengths"))
+    """The ``gpu`` preset where there is no GPU: on a CPU, where a step takes seconds, in fewer steps."""
+    config = PRESETS["gpu"].replace(device="cpu", compile=False, steps=1000, eval_every=100, checkpoint_every=25)
+    yield Run("capstone", "gpu-preset-1000-steps", config, ("unseen", "lengths"))
 
 
 def paper() -> Iterator[Run]:

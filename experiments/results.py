@@ -79,9 +79,11 @@ def choices(pool: Literal["all", "kernels", "positions"] = "all") -> dict[str, l
     """
     names = list(dict.fromkeys(run.name.rpartition("-")[0] for run in registry.parts()))
     paired = paired_seeds(*(f"parts/{name}" for name in names))
-    kinds = {"all": names, "positions": [n for n in names if n == "rcmha" or n.startswith("position")]}
-    kinds["kernels"] = [n for n in names if not n.startswith(("position", "activation"))]
-    return {name: values(f"parts/{name}", "val_loss", over=paired) for name in kinds[pool]}
+    if pool == "kernels":
+        names = [name for name in names if not name.startswith(("position", "activation"))]
+    elif pool == "positions":
+        names = [name for name in names if name == "rcmha" or name.startswith("position")]
+    return {name: values(f"parts/{name}", "val_loss", over=paired) for name in names}
 
 
 def running_counter(name: str) -> list[float]:

@@ -235,6 +235,9 @@ def test_configuration_round_trip_and_unknown_fields():
     del fields["activation"]
     with pytest.raises(ValueError, match="lacks activation: add what the run had"):
         Config.from_json(json.dumps(fields))
+    for text in ("weights", "[1]"):
+        with pytest.raises(ValueError, match="does not hold a configuration"):
+            Config.from_json(text)
 
 
 def test_an_empty_cache_is_used():
@@ -262,9 +265,6 @@ def test_ids_without_a_batch_are_refused(unchecked):
 def test_an_unknown_activation_is_refused(unchecked):
     with pytest.raises(ValueError, match="activation 'silu' is not one of relu, relu2, gelu"):
         FeedForward(8, 8, "silu")
-    for text in ("weights", "[1]"):
-        with pytest.raises(ValueError, match="does not hold a configuration"):
-            Config.from_json(text)
 
 
 def test_every_field_has_help():
