@@ -93,7 +93,7 @@ def starts() -> Iterator[Run]:
         for name, changes in cells.items():
             config = BASE.replace(**changes, eval_every=250, seed=seed)
             yield Run("starts", f"{name}-{seed}", config, ("unseen", "taps", "heads"))
-        for name in ("rmha", "primer", "pytorch"):
+        for name in ("rmha", "pytorch"):
             steps = EQUAL_TIME["rmha-relu2" if name == "rmha" else "rcmha-relu2"]
             config = BASE.replace(**cells[name], eval_every=250, seed=seed, steps=steps)
             yield Run("starts", f"equal-time-{name}-{seed}", config, ("unseen",))
@@ -109,7 +109,7 @@ def regimes() -> Iterator[Run]:
         "layers-2": {"layers": 2},
         "adamw": {"optimizer": "adamw"},
         "steps-125": {"steps": 125, "eval_every": 125},
-        "steps-2000": {"steps": 2000, "eval_every": 500},
+        "steps-1000": {"steps": 1000},
     }
     cells: dict[str, dict[str, Any]] = {
         "rcmha-relu2": {},
@@ -122,6 +122,13 @@ def regimes() -> Iterator[Run]:
             for cell, changes in cells.items():
                 config = BASE.replace(**{"eval_every": 250, **setting}, **changes, seed=seed)
                 yield Run("regimes", f"{regime}-{cell}-{seed}", config)
+
+
+def longer() -> Iterator[Run]:
+    """Whether the order of the cells holds in four times the steps: one run of each, and of RCMHA from another start."""
+    for cell, changes in (CELLS | {"rcmha-pytorch": {"kernel_init": "pytorch"}}).items():
+        config = BASE.replace(**changes, steps=2000, eval_every=500)
+        yield Run("longer", f"{cell}-relu2-{config.seed}", config, ("unseen",))
 
 
 def recipes() -> Iterator[Run]:
@@ -244,7 +251,8 @@ def induction() -> Iterator[Run]:
 
 
 GROUPS = {
-    f.__name__: f for f in (ablation, equal_time, induction, parts, starts, regimes, recipes, speed, capstone, paper)
+    f.__name__: f
+    for f in (ablation, equal_time, induction, parts, starts, regimes, longer, recipes, speed, capstone, paper)
 }
 
 RUNS = {str(run): run for group in GROUPS.values() for run in group()}

@@ -58,7 +58,7 @@ def test_equal_time_follows_from_the_measured_steps():
         assert steps == pytest.approx(500 * reference / time, rel=0.03)
 
 
-COMPARED = [("ablation", "equal_time"), ("parts",), ("starts",), ("regimes",)]
+COMPARED = [("ablation", "equal_time"), ("parts",), ("starts",), ("regimes",), ("longer",)]
 ENGINE = [
     f"rcmha_lite/{name}.py"
     for name in ["attention", "convolution", "data", "evaluation", "model", "positions", "training"]
@@ -68,19 +68,24 @@ ENGINE = [
 
 @pytest.mark.parametrize("groups", [g for g in COMPARED if any(f.parent.name in g for f in FILES)], ids=" and ".join)
 def test_runs_that_are_compared_come_from_one_engine(groups):
-    """Same precision, processor and PyTorch, and the same modules in the commits they name."""
-    origins = [json.loads(file.read_text())["manifest"] for file in FILES if file.parent.name in groups]
-    assert len({(origin["precision"], origin["processor"], origin["torch"]) for origin in origins}) == 1
-    engines = set()
-    for commit in {origin["commit"] for origin in origins}:
-        tree = subprocess.run(
-            ["git", "ls-tree", "-r", commit, *ENGINE], cwd=results.ROOT, capture_output=True, text=True
-        )
-        if tree.returncode:
-            pytest.skip("this checkout does not hold the commits that the results name")
-        assert len(tree.stdout.splitlines()) == len(ENGINE)
-        engines.add(tree.stdout)
-    assert len(engines) == 1
+    """The runs of one seed: same precision, processor and PyTorch, and the same modules in the commits they name."""
+    by_seed = {}
+    for file in FILES:
+        if file.parent.name in groups:
+            origin = json.loads(file.read_text())["manifest"]
+            by_seed.setdefault(origin["seed"], []).append(origin)
+    for origins in by_seed.values():
+        assert len({(origin["precision"], origin["processor"], origin["torch"]) for origin in origins}) == 1
+        engines = set()
+        for commit in {origin["commit"] for origin in origins}:
+            tree = subprocess.run(
+                ["git", "ls-tree", "-r", commit, *ENGINE], cwd=results.ROOT, capture_output=True, text=True
+            )
+            if tree.returncode:
+                pytest.skip("this checkout does not hold the commits that the results name")
+            assert len(tree.stdout.splitlines()) == len(ENGINE)
+            engines.add(tree.stdout)
+        assert len(engines) == 1
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: f"{file.parent.name}/{file.stem}")
