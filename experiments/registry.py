@@ -100,9 +100,8 @@ def starts() -> Iterator[Run]:
 
 
 def regimes() -> Iterator[Run]:
-    """Where convolution or squared ReLU might pay: depth, optimiser, few steps or many; RCMHA from two starts, RMHA, ReLU.
-
-    In the recipe of the ablation these four are among ``parts``, with the same seeds.
+    """Where convolution or squared ReLU might pay: depth, optimiser, few steps or many. RMHA and RCMHA from PyTorch's
+    start, which does better than the identity, and that with ReLU. The recipe of the ablation has them elsewhere.
     """
     regimes: dict[str, dict[str, Any]] = {
         "layers-1": {"layers": 1},
@@ -112,12 +111,11 @@ def regimes() -> Iterator[Run]:
         "steps-1000": {"steps": 1000},
     }
     cells: dict[str, dict[str, Any]] = {
-        "rcmha-relu2": {},
-        "pytorch-relu2": {"kernel_init": "pytorch"},
-        "rmha-relu2": {"kernel_size": 0},
-        "rcmha-relu": {"activation": "relu"},
+        "rmha": {"kernel_size": 0},
+        "rcmha": {"kernel_init": "pytorch"},
+        "relu": {"kernel_init": "pytorch", "activation": "relu"},
     }
-    for seed in SEEDS[:4]:
+    for seed in range(16, 20):  # they have chosen nothing
         for regime, setting in regimes.items():
             for cell, changes in cells.items():
                 config = BASE.replace(**{"eval_every": 250, **setting}, **changes, seed=seed)
@@ -217,9 +215,9 @@ def speed() -> Iterator[Run]:
 
 
 def capstone() -> Iterator[Run]:
-    """The ``gpu`` preset where there is no GPU: on a CPU, where a step takes seconds, in fewer steps."""
-    config = PRESETS["gpu"].replace(device="cpu", compile=False, steps=1000, eval_every=100, checkpoint_every=25)
-    yield Run("capstone", "gpu-preset-1000-steps", config, ("unseen", "lengths"))
+    """The ``gpu`` preset where there is no GPU: on a CPU, where a step takes ten seconds, in fewer steps."""
+    config = PRESETS["gpu"].replace(device="cpu", compile=False, steps=600, eval_every=100, checkpoint_every=25)
+    yield Run("capstone", "gpu-preset-600-steps", config, ("unseen", "lengths"))
 
 
 def paper() -> Iterator[Run]:

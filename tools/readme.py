@@ -76,11 +76,16 @@ def speeds() -> str:
 
 
 def effects() -> str:
-    """What each part earns in the ablation, and what the convolution adds to RMHA, at equal steps and at equal time."""
+    """What each part earns in the ablation, and what the convolution adds to RMHA: from two starts, in steps and time."""
     on_loss, on_accuracy = ablation_effects("val_loss"), ablation_effects("val_accuracy")
     rows = {f"{part}, averaged over the others": (on_loss[part,], on_accuracy[part,]) for part in FACTORS}
-    for name, group, families in (("equal steps", "ablation", (2, 6)), ("equal time", "equal_time", (5, 5))):
-        one, other = f"{group}/rcmha-relu2", f"{group}/rmha-relu2"
+    pairs = {  # how many intervals of the loss, and of the accuracy, hold together
+        "equal steps": ("ablation/rcmha-relu2", "ablation/rmha-relu2", 2, 6),
+        "equal time": ("equal_time/rcmha-relu2", "equal_time/rmha-relu2", 5, 5),
+        "from PyTorch's start, equal steps": ("starts/pytorch", "starts/rmha", 3, 3),
+        "from PyTorch's start, equal time": ("starts/equal-time-pytorch", "starts/equal-time-rmha", 1, 1),
+    }
+    for name, (one, other, *families) in pairs.items():
         loss, accuracy = (
             difference(one, other, key, comparisons=size)
             for key, size in zip(("val_loss", "val_accuracy"), families, strict=True)
