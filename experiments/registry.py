@@ -123,10 +123,11 @@ def regimes() -> Iterator[Run]:
 
 
 def longer() -> Iterator[Run]:
-    """Whether the order of the cells holds in four times the steps: one run of each, and of RCMHA from another start."""
+    """Whether the order of the cells holds in four times the steps, without dropout and with it; one run of each."""
     for cell, changes in (CELLS | {"rcmha-pytorch": {"kernel_init": "pytorch"}}).items():
         config = BASE.replace(**changes, steps=2000, eval_every=500)
         yield Run("longer", f"{cell}-relu2-{config.seed}", config, ("unseen",))
+        yield Run("longer", f"{cell}-dropout-{config.seed}", config.replace(dropout=0.1), ("unseen",))
 
 
 def recipes() -> Iterator[Run]:
