@@ -129,6 +129,14 @@ def test_ten_epochs_at_the_public_settings():
     assert passed == {"rmha": 5, "rcmha": 5}
 
 
+def test_the_lead_of_relative_positions_is_early():
+    early, late = ([load(f"{runs}/{cell}-relu2-0") for cell in ("mha", "rmha")] for runs in ("ablation", "longer"))
+    assert early[0]["val_loss"] > early[1]["val_loss"] + 0.05
+    assert abs(late[0]["val_loss"] - late[1]["val_loss"]) < 0.01
+    assert late[0]["curve"][-1]["train_loss"] > late[1]["curve"][-1]["train_loss"] + 0.03
+    assert load("longer/mha-dropout-0")["val_loss"] > load("longer/rmha-dropout-0")["val_loss"] + 0.02
+
+
 def test_more_past_than_in_training_harms():
     for cell in ("rmha", "rcmha"):
         run, seeds = f"equal_time/{cell}-relu2", [0, 1, 2, 3]
