@@ -5,7 +5,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
@@ -77,8 +77,8 @@ def _effect(names: str, *keys: str) -> Interval:
     return ablation_effects(*keys)[tuple(names.split(" × "))]
 
 
-def _contrast(one: str, other: str, *keys: str, pool: str, comparisons: int) -> Interval:
-    return contrasts(choices(pool, *keys), {"": {one: 1, other: -1}}, comparisons=comparisons)[""]
+def _contrast(one: str, other: str, *, pool: Literal["kernels", "positions"], comparisons: int) -> Interval:
+    return contrasts(choices(pool), {"": {one: 1, other: -1}}, comparisons=comparisons)[""]
 
 
 def _benchmark(file: str, *keys: str) -> Interval:

@@ -79,7 +79,7 @@ def parts() -> Iterator[Run]:
 
 
 def starts() -> Iterator[Run]:
-    """How kernels start, with seeds that chose nothing: RCMHA from three starts, and RMHA, at equal steps and equal time.
+    """How kernels start, with seeds that chose nothing: RCMHA from three starts and RMHA at equal steps, two at equal time.
 
     Registered when two seeds of ``parts`` suggested that PyTorch's and Primer's starts do better than the identity.
     """

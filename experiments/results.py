@@ -2,10 +2,9 @@
 
 import itertools
 import json
-from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from experiments import registry
 from experiments.statistics import Interval, factorial_effects, interval
@@ -73,30 +72,18 @@ def difference(one: str, other: str, *keys: str, comparisons: int = 1) -> Interv
     return interval([a - b for a, b in zip(*pair, strict=True)], comparisons=comparisons)
 
 
-POOLS: dict[str, tuple[str, Callable[[str], bool]]] = {
-    "all": ("parts", lambda name: True),
-    "kernels": ("parts", lambda name: not name.startswith(("position", "activation"))),
-    "positions": ("parts", lambda name: name == "rcmha" or name.startswith("position")),
-    "starts": ("starts", lambda name: not name.startswith("equal-time")),
-}
-"""Which choices of a group are compared together; the prefix of a regime names a pool as well."""
+def choices(pool: Literal["all", "kernels", "positions"] = "all") -> dict[str, list[float]]:
+    """Validation losses of ``parts``, choice by choice, over the seeds that all have.
 
-
-def choices(pool: str = "all", *keys: str) -> dict[str, list[float]]:
-    """A number of every choice, the validation loss unless the keys find another, over the seeds that all have.
-
-    "all" of ``parts``, or "kernels", RCMHA and its other designs of the convolution, or "positions", RCMHA and its
-    other encodings of position; "starts", at equal steps; or one of ``regimes``, as "adamw".
-    ValueError for another pool.
+    "kernels": RCMHA and its other designs of the convolution; "positions": RCMHA and its other encodings of position.
     """
-    group, belongs = POOLS.get(pool, ("regimes", lambda name: name.startswith(f"{pool}-")))
-    names = list(dict.fromkeys(run.name.rpartition("-")[0] for run in registry.GROUPS[group]()))
-    cut = 0 if pool in POOLS else len(f"{pool}-")
-    runs = {name[cut:]: f"{group}/{name}" for name in names if belongs(name)}
-    if not runs:
-        raise ValueError(f"no pool is named {pool!r}: give one of {', '.join(POOLS)}, or a regime of the registry")
-    paired = paired_seeds(*runs.values())
-    return {name: values(run, *(keys or ("val_loss",)), over=paired) for name, run in runs.items()}
+    names = list(dict.fromkeys(run.name.rpartition("-")[0] for run in registry.parts()))
+    paired = paired_seeds(*(f"parts/{name}" for name in names))
+    if pool == "kernels":
+        names = [name for name in names if not name.startswith(("position", "activation"))]
+    elif pool == "positions":
+        names = [name for name in names if name == "rcmha" or name.startswith("position")]
+    return {name: values(f"parts/{name}", "val_loss", over=paired) for name in names}
 
 
 def running_counter(name: str) -> list[float]:
