@@ -119,7 +119,7 @@ def regimes() -> Iterator[Run]:
         for regime, setting in regimes.items():
             for cell, changes in cells.items():
                 config = BASE.replace(**{"eval_every": 250, **setting}, **changes, seed=seed)
-                yield Run("regimes", f"{regime}-{cell}-{seed}", config)
+                yield Run("regimes", f"{regime}-{cell}-{seed}", config, ("unseen",))
 
 
 def longer() -> Iterator[Run]:
