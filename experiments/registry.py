@@ -101,7 +101,8 @@ def starts() -> Iterator[Run]:
 
 def regimes() -> Iterator[Run]:
     """Where convolution or squared ReLU might pay: depth, optimiser, few steps or many. RMHA and RCMHA from PyTorch's
-    start, which does better than the identity, and that with ReLU. The recipe of the ablation has them elsewhere.
+    start, which does better than the identity, and that with ReLU; and, for two seeds, RMHA in half the steps, which
+    tells what time is worth. The recipe of the ablation has them elsewhere.
     """
     regimes: dict[str, dict[str, Any]] = {
         "layers-1": {"layers": 1},
@@ -120,6 +121,10 @@ def regimes() -> Iterator[Run]:
             for cell, changes in cells.items():
                 config = BASE.replace(**{"eval_every": 250, **setting}, **changes, seed=seed)
                 yield Run("regimes", f"{regime}-{cell}-{seed}", config, ("unseen",))
+            if seed < 18:
+                half = BASE.replace(**setting, **cells["rmha"], seed=seed)
+                half = half.replace(steps=half.steps // 2, eval_every=half.steps // 2)
+                yield Run("regimes", f"{regime}-half-{seed}", half, ("unseen",))
 
 
 def longer() -> Iterator[Run]:
