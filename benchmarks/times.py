@@ -250,6 +250,20 @@ def ablation() -> dict[str, Any]:
     return found
 
 
+def regimes() -> dict[str, Any]:
+    """A training step of RCMHA / RMHA and of RCMHA / RCMHA with ReLU, on one thread, where the group ``regimes`` trains."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    configs = {run.name: run.config for run in registry.regimes() if run.config.seed == 16}
+    found: dict[str, Any] = {}
+    for regime in ("layers-1", "layers-2", "steps-125", "adamw"):  # a step is the same in 125 and in 1000
+        for other in ("rmha", "relu"):
+            pair = (training_step(configs[f"{regime}-{cell}-16"]) for cell in (other, "rcmha"))
+            found[f"{regime}, rcmha / {other}"] = in_turn(*pair, rounds=31)
+    torch.set_num_threads(threads)
+    return found
+
+
 def parts() -> dict[str, Any]:
     """Forward and backward of each part of a block of the `laptop` preset in float32, in turn with this machine's rates."""
     config = PRESETS["laptop"]
