@@ -101,8 +101,8 @@ def starts() -> Iterator[Run]:
 
 def regimes() -> Iterator[Run]:
     """Where convolution or squared ReLU might pay: depth, optimiser, few steps or many. RMHA and RCMHA from PyTorch's
-    start, which does better than the identity, and that with ReLU; and, for two seeds, RMHA in half the steps, which
-    tells what time is worth. The recipe of the ablation has them elsewhere.
+    start, which does better than the identity, and that with ReLU; in one or two blocks also from the identity; and, for
+    two seeds, RMHA in half the steps, which tells what time is worth. The recipe of the ablation has them elsewhere.
     """
     regimes: dict[str, dict[str, Any]] = {
         "layers-1": {"layers": 1},
@@ -118,7 +118,8 @@ def regimes() -> Iterator[Run]:
     }
     for seed in range(16, 20):  # they have chosen nothing
         for regime, setting in regimes.items():
-            for cell, changes in cells.items():
+            also: dict[str, dict[str, Any]] = {"identity": {}} if "layers" in setting else {}
+            for cell, changes in (cells | also).items():
                 config = BASE.replace(**{"eval_every": 250, **setting}, **changes, seed=seed)
                 yield Run("regimes", f"{regime}-{cell}-{seed}", config, ("unseen",))
             if seed < 18:
