@@ -23,10 +23,13 @@ def table() -> str:
     ]
     runs = {f"`--preset {path.stem}`": path for path in sorted(ROOT.glob("results/*.json"))}
     runs["half an hour"] = ROOT / "experiments/results/speed/30-minutes.json"
+    if "`--preset gpu`" not in runs:
+        runs["`--preset gpu` cut to 600 steps"] = ROOT / "experiments/results/capstone/gpu-preset-600-steps.json"
     for name, path in runs.items():
         run = json.loads(path.read_text(encoding="utf-8"))
         origin = run["manifest"]
-        hardware = origin["gpu"] if origin["device"].startswith("cuda") else f"{origin['threads']} CPU cores"
+        cores = "1 CPU core" if origin["threads"] == 1 else f"{origin['threads']} CPU cores"
+        hardware = origin["gpu"] if origin["device"].startswith("cuda") else cores
         rows.append(
             f"| **RCMHA, {name}**, measured | {run['parameters'] / 1e6:.2f} M | "
             f"{run['characters'] / 1e6:.1f} M characters | {run['seconds'] / 60:.1f} min, {hardware} | "
