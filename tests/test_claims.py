@@ -10,6 +10,7 @@ import torch
 
 from benchmarks import public_code
 from experiments.claims import VERDICTS, Claim, ledger, missing_evidence
+from experiments.registry import RUNS
 from experiments.results import ROOT, choices, load, running_counter, values
 from experiments.statistics import contrasts, interval
 from experiments.yardsticks import NANOGPT, operations, operations_to
@@ -135,6 +136,12 @@ def test_the_lead_of_relative_positions_is_early():
     assert abs(late[0]["val_loss"] - late[1]["val_loss"]) < 0.01
     assert late[0]["curve"][-1]["train_loss"] > late[1]["curve"][-1]["train_loss"] + 0.03
     assert load("longer/mha-dropout-0")["val_loss"] > load("longer/rmha-dropout-0")["val_loss"] + 0.02
+
+
+def test_half_an_hour_is_accurate():
+    tries = [name for name in RUNS if name.startswith("speed/30-minutes")]
+    assert len(tries) == 5
+    assert all(load(name)["val_accuracy"] > 0.578 and load(name)["seconds"] < 30 * 60 for name in tries)
 
 
 def test_more_past_than_in_training_harms():

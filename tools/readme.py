@@ -85,7 +85,7 @@ def effects() -> str:
     pairs = {  # how many intervals of the loss, and of the accuracy, hold together
         "equal steps": ("ablation/rcmha-relu2", "ablation/rmha-relu2", 2, 6),
         "equal time": ("equal_time/rcmha-relu2", "equal_time/rmha-relu2", 5, 5),
-        "from PyTorch's start, equal steps": ("starts/pytorch", "starts/rmha", 5, 5),
+        "from PyTorch's start, equal steps": ("starts/pytorch", "starts/rmha", 15, 15),
         "from PyTorch's start, equal time": ("starts/equal-time-pytorch", "starts/equal-time-rmha", 2, 2),
     }
     for name, (one, other, *families) in pairs.items():
