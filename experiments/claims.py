@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import yaml
 
-from experiments.results import ROOT, ablation_effects, choices, difference
+from experiments.results import ROOT, ablation_effects, choices, difference, regime_effects
 from experiments.statistics import Interval, contrasts
 
 LEDGER = ROOT / "chapters/claims.yml"
@@ -81,6 +81,10 @@ def _contrast(one: str, other: str, *, pool: Literal["kernels", "positions"], co
     return contrasts(choices(pool), {"": {one: 1, other: -1}}, comparisons=comparisons)[""]
 
 
+def _regime(regime: str, part: str, *keys: str, comparisons: int) -> Interval:
+    return regime_effects(regime, *keys, comparisons=comparisons)[part]
+
+
 def _benchmark(file: str, *keys: str) -> Interval:
     found = json.loads((ROOT / f"benchmarks/results/{file}.json").read_text(encoding="utf-8"))["results"]
     for key in keys:
@@ -99,6 +103,7 @@ def _value(file: str, *keys: str) -> Interval:
 EFFECTS: dict[str, Callable[..., Interval]] = {
     "effect": _effect,
     "contrast": _contrast,
+    "regime": _regime,
     "difference": difference,
     "benchmark": _benchmark,
     "value": _value,

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from experiments import registry
-from experiments.statistics import Interval, factorial_effects, interval
+from experiments.statistics import Interval, contrasts, factorial_effects, interval
 from rcmha_lite.config import CELLS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -84,6 +84,21 @@ def choices(pool: Literal["all", "kernels", "positions"] = "all") -> dict[str, l
     elif pool == "positions":
         names = [name for name in names if name == "rcmha" or name.startswith("position")]
     return {name: values(f"parts/{name}", "val_loss", over=paired) for name in names}
+
+
+def regime_effects(regime: str, *keys: str, comparisons: int) -> dict[str, Interval]:
+    """What parts of RCMHA earn in one of the ``regimes``, on what the keys find: contrasts of the cells that it has."""
+    asked = {
+        "convolution": ("rcmha", "rmha"),
+        "convolution from the identity": ("identity", "rmha"),
+        "squared ReLU": ("rcmha", "relu"),
+    }
+    runs = {cell: f"regimes/{regime}-{cell}" for cell in ("rmha", "relu", "rcmha", "identity")}
+    runs = {cell: run for cell, run in runs.items() if seeds(run)}
+    paired = paired_seeds(*runs.values())
+    table = {cell: values(run, *keys, over=paired) for cell, run in runs.items()}
+    pairs = {part: {one: 1, other: -1} for part, (one, other) in asked.items() if one in runs}
+    return contrasts(table, pairs, comparisons=comparisons)
 
 
 def running_counter(name: str) -> list[float]:
