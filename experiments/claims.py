@@ -2,6 +2,7 @@
 
 import ast
 import json
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any, Literal
 
 import yaml
 
-from experiments.results import ROOT, ablation_effects, choices, difference, regime_effects
+from experiments.results import ROOT, ablation_effects, choices, difference, regime_effects, worth_of_time
 from experiments.statistics import Interval, contrasts
 
 LEDGER = ROOT / "chapters/claims.yml"
@@ -81,8 +82,12 @@ def _contrast(one: str, other: str, *, pool: Literal["kernels", "positions"], co
     return contrasts(choices(pool), {"": {one: 1, other: -1}}, comparisons=comparisons)[""]
 
 
-def _regime(regime: str, part: str, *keys: str, comparisons: int) -> Interval:
-    return regime_effects(regime, *keys, comparisons=comparisons)[part]
+def _regime(regime: str, part: str, *keys: str, comparisons: int, at_the_price_over: str | None = None) -> Interval:
+    found = regime_effects(regime, *keys, comparisons=comparisons)[part]
+    if at_the_price_over is None:
+        return found
+    price = _benchmark("regimes", f"{regime}, rcmha / {at_the_price_over}").mean
+    return found.shifted(worth_of_time(regime, *keys) * math.log(price))
 
 
 def _benchmark(file: str, *keys: str) -> Interval:

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
@@ -99,6 +100,13 @@ def regime_effects(regime: str, *keys: str, comparisons: int) -> dict[str, Inter
     table = {cell: values(run, *keys, over=paired) for cell, run in runs.items()}
     pairs = {part: {one: 1, other: -1} for part, (one, other) in asked.items() if one in runs}
     return contrasts(table, pairs, comparisons=comparisons)
+
+
+def worth_of_time(regime: str, *keys: str) -> float:
+    """What RMHA's loss falls by in e times the steps, in one of the ``regimes``: between half its steps and all."""
+    paired = paired_seeds(f"regimes/{regime}-half", f"regimes/{regime}-rmha")
+    half, full = (values(f"regimes/{regime}-{run}", *keys, over=paired) for run in ("half", "rmha"))
+    return (sum(half) - sum(full)) / len(paired) / math.log(2)
 
 
 def running_counter(name: str) -> list[float]:

@@ -20,6 +20,9 @@ class Interval(NamedTuple):
     def excludes_zero(self) -> bool:
         return self.low > 0 or self.high < 0
 
+    def shifted(self, by: float) -> "Interval":
+        return Interval(self.mean + by, self.low + by, self.high + by, self.n)
+
     def __str__(self) -> str:
         return f"{self.mean:+.4f} ({self.low:+.4f} to {self.high:+.4f})"
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -206,6 +207,22 @@ def test_contrasts_need_a_full_table(values):
 def test_contrasts_need_weights_that_cancel():
     with pytest.raises(ValueError, match="give some that cancel"):
         contrasts({"a": [1.0, 2.0], "b": [1.0, 3.0]}, {"a": {"a": 1.0}})
+
+
+def test_what_parts_earn_in_a_regime_by_hand(tmp_path, monkeypatch):
+    """With no noise at all, two seeds apart by 1: 5 with the convolution less 7 without; one halving of steps, 3 nats."""
+    ends = {"rmha": (7.0, 8.0), "relu": (6.0, 7.0), "rcmha": (5.0, 6.0), "half": (10.0, 11.0)}
+    (tmp_path / "regimes").mkdir()
+    for cell, losses in ends.items():
+        for seed, loss in enumerate(losses):
+            (tmp_path / f"regimes/thin-{cell}-{seed}.json").write_text(json.dumps({"val_loss": loss}))
+    monkeypatch.setattr(results, "RESULTS", tmp_path)
+    results.load.cache_clear()
+    found = results.regime_effects("thin", "val_loss", comparisons=1)
+    assert {part: effect.mean for part, effect in found.items()} == {"convolution": -2, "squared ReLU": -1}
+    assert found["convolution"].shifted(0.5)[:3] == (-1.5, -1.5, -1.5)
+    assert results.worth_of_time("thin", "val_loss") == pytest.approx(3 / math.log(2))
+    results.load.cache_clear()
 
 
 def test_running_counter_by_hand(monkeypatch):
