@@ -87,19 +87,24 @@ def choices(pool: Literal["all", "kernels", "positions"] = "all") -> dict[str, l
     return {name: values(f"parts/{name}", "val_loss", over=paired) for name in names}
 
 
+def regime_losses(regime: str, *keys: str) -> dict[str, list[float]]:
+    """What the keys find in the cells of one of the ``regimes``, over the seeds that all have."""
+    runs = {cell: f"regimes/{regime}-{cell}" for cell in ("rmha", "relu", "rcmha", "identity")}
+    runs = {cell: run for cell, run in runs.items() if seeds(run)}
+    paired = paired_seeds(*runs.values())
+    return {cell: values(run, *keys, over=paired) for cell, run in runs.items()}
+
+
 def regime_effects(regime: str, *keys: str, comparisons: int) -> dict[str, Interval]:
-    """What parts of RCMHA earn in one of the ``regimes``, on what the keys find: contrasts of the cells that it has."""
+    """What parts of RCMHA earn in a regime, on what the keys find: contrasts of the cells that it has."""
     asked = {
         "convolution": ("rcmha", "rmha"),
         "convolution from the identity": ("identity", "rmha"),
         "squared ReLU": ("rcmha", "relu"),
     }
-    runs = {cell: f"regimes/{regime}-{cell}" for cell in ("rmha", "relu", "rcmha", "identity")}
-    runs = {cell: run for cell, run in runs.items() if seeds(run)}
-    paired = paired_seeds(*runs.values())
-    table = {cell: values(run, *keys, over=paired) for cell, run in runs.items()}
-    pairs = {part: {one: 1, other: -1} for part, (one, other) in asked.items() if one in runs}
-    return contrasts(table, pairs, comparisons=comparisons)
+    losses = regime_losses(regime, *keys)
+    pairs = {part: {one: 1, other: -1} for part, (one, other) in asked.items() if one in losses}
+    return contrasts(losses, pairs, comparisons=comparisons)
 
 
 def worth_of_time(regime: str, *keys: str) -> float:
