@@ -81,7 +81,8 @@ def parts() -> Iterator[Run]:
 def starts() -> Iterator[Run]:
     """How kernels start, with seeds that chose nothing: RCMHA from three starts and RMHA at equal steps, two at equal time.
 
-    Registered when two seeds of ``parts`` suggested that PyTorch's and Primer's starts do better than the identity.
+    Registered when two seeds of ``parts`` suggested that PyTorch's and Primer's starts do better than the identity. Later
+    MHA, and MDHA from PyTorch's start, which is the public code's: the paper's four cells, with the seeds of one processor.
     """
     cells: dict[str, dict[str, Any]] = {
         "rmha": {"kernel_size": 0},
@@ -93,6 +94,9 @@ def starts() -> Iterator[Run]:
         for name, changes in cells.items():
             config = BASE.replace(**changes, eval_every=250, seed=seed)
             yield Run("starts", f"{name}-{seed}", config, ("unseen", "taps", "heads"))
+        for name in ("mha", "mdha") if seed > 8 else ():
+            config = BASE.replace(**CELLS[name], kernel_init="pytorch", eval_every=250, seed=seed)
+            yield Run("starts", f"{name}-{seed}", config, ("unseen",))
         for name in ("rmha", "pytorch"):
             steps = EQUAL_TIME["rmha-relu2" if name == "rmha" else "rcmha-relu2"]
             config = BASE.replace(**cells[name], eval_every=250, seed=seed, steps=steps)
