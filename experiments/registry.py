@@ -82,7 +82,8 @@ def starts() -> Iterator[Run]:
     """How kernels start, with seeds that chose nothing: RCMHA from three starts and RMHA at equal steps, two at equal time.
 
     Registered when two seeds of ``parts`` suggested that PyTorch's and Primer's starts do better than the identity. Later
-    MHA, and MDHA from PyTorch's start, which is the public code's: the paper's four cells, with the seeds of one processor.
+    MHA, and MDHA from PyTorch's start, which is the public code's: the paper's four cells; and from that start kernels of
+    one tap, which are random, too, and mix no neighbours. Both with the seeds of one processor.
     """
     cells: dict[str, dict[str, Any]] = {
         "rmha": {"kernel_size": 0},
@@ -94,8 +95,9 @@ def starts() -> Iterator[Run]:
         for name, changes in cells.items():
             config = BASE.replace(**changes, eval_every=250, seed=seed)
             yield Run("starts", f"{name}-{seed}", config, ("unseen", "taps", "heads"))
-        for name in ("mha", "mdha") if seed > 8 else ():
-            config = BASE.replace(**CELLS[name], kernel_init="pytorch", eval_every=250, seed=seed)
+        more = {"mha": CELLS["mha"], "mdha": CELLS["mdha"], "one-tap": {"kernel_size": 1}} if seed > 8 else {}
+        for name, changes in more.items():
+            config = BASE.replace(**changes, kernel_init="pytorch", eval_every=250, seed=seed)
             yield Run("starts", f"{name}-{seed}", config, ("unseen",))
         for name in ("rmha", "pytorch"):
             steps = EQUAL_TIME["rmha-relu2" if name == "rmha" else "rcmha-relu2"]
@@ -105,7 +107,7 @@ def starts() -> Iterator[Run]:
 
 def regimes() -> Iterator[Run]:
     """Where convolution or squared ReLU might pay: depth, optimiser, few steps. RMHA and RCMHA from PyTorch's start, which
-    does better than the identity, and that with ReLU; in one or two blocks also from the identity; and, for two seeds,
+    does better than the identity, and that with ReLU; in one or two blocks also from the identity; and, for four seeds,
     RMHA in half the steps, which tells what time is worth. ``starts`` has them in the ablation's recipe, ``longer`` in
     many steps.
     """
@@ -120,13 +122,15 @@ def regimes() -> Iterator[Run]:
         "rcmha": {"kernel_init": "pytorch"},
         "relu": {"kernel_init": "pytorch", "activation": "relu"},
     }
-    for seed in range(16, 20):  # they have chosen nothing
+    for seed in range(16, 24):  # they have chosen nothing
         for regime, setting in regimes.items():
+            if seed >= 20 and "layers" not in setting:
+                continue
             also: dict[str, dict[str, Any]] = {"identity": {}} if "layers" in setting else {}
             for cell, changes in (cells | also).items():
                 config = BASE.replace(**{"eval_every": 250, **setting}, **changes, seed=seed)
                 yield Run("regimes", f"{regime}-{cell}-{seed}", config, ("unseen",))
-            if seed < 18:
+            if seed < 20:
                 half = BASE.replace(**setting, **cells["rmha"], seed=seed)
                 half = half.replace(steps=half.steps // 2, eval_every=half.steps // 2)
                 yield Run("regimes", f"{regime}-half-{seed}", half, ("unseen",))
@@ -141,6 +145,8 @@ def longer() -> Iterator[Run]:
         yield Run("longer", f"{cell}-relu2-{config.seed}", config, ("unseen",))
         for seed in range(4 if cell in ("rmha", "rcmha-pytorch") else 1):
             yield Run("longer", f"{cell}-dropout-{seed}", config.replace(dropout=0.1, seed=seed), ("unseen",))
+    relu = BASE.replace(kernel_init="pytorch", activation="relu", dropout=0.1, steps=2000, eval_every=500)
+    yield Run("longer", f"rcmha-pytorch-relu-dropout-{relu.seed}", relu, ("unseen",))
 
 
 def recipes() -> Iterator[Run]:
@@ -155,11 +161,8 @@ def recipes() -> Iterator[Run]:
         "narrow": {"layers": 6, "d_model": 128, "n_heads": 4, "d_ff": 512, "steps": 1380, "eval_every": 345},
         "muon-rate-0.04": {"muon_rate": 0.04},
         "muon-rate-0.01": {"muon_rate": 0.01},
-        "dropout-0.2": {"dropout": 0.2},
-        "weight-decay-0.4": {"weight_decay": 0.4},
         "kernel-init-primer": {"kernel_init": "primer"},
         "kernel-init-pytorch": {"kernel_init": "pytorch"},
-        "d-position-16": {"d_position": 16, "steps": 1380, "eval_every": 345},
     }
     for name, changes in choices.items():
         yield Run("recipes", name, start.replace(**changes), task="training split")
