@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import yaml
 
+from experiments.registry import RUNS
 from experiments.results import ROOT, ablation_effects, choices, difference, regime_effects, worth_of_time
 from experiments.statistics import Interval, contrasts
 
@@ -19,7 +20,8 @@ VERDICTS = ("supported", "contradicted", "open", "not testable here")
 
 @dataclass(frozen=True)
 class Claim:
-    """A statement and where it comes from. ``evidence`` names tests (file::name) and files; ``effect`` is computed.
+    """A statement and where it comes from. ``evidence`` names tests (file::name), assertions of a chapter (file::text at
+    the beginning of its line), files, and groups of results; ``effect`` is computed.
 
     Where nothing here can test it, ``note`` says why. With an effect, the verdict must be what its interval says of
     the bound: supported if all of the interval lies beyond it, contradicted if none does, open otherwise. Of a timing
@@ -60,18 +62,25 @@ def ledger() -> list[Claim]:
 
 
 def missing_evidence(claim: Claim, root: Path = ROOT) -> list[str]:
-    """What the claim names as evidence and is not there: a file, a folder, or a test in its file."""
+    """What the claim names as evidence and is not there: a test or an assertion in its file, a file, a group's runs."""
     return [name for name in claim.evidence if not _is_there(name, root)]
 
 
 def _is_there(name: str, root: Path) -> bool:
     file, _, test = name.partition("::")
-    if not (root / file).exists():
-        return False
+    if (root / file).is_dir():
+        runs = [run for run in RUNS.values() if run.group == (root / file).name]
+        return bool(runs) and all((root / file / f"{run.name}.json").is_file() for run in runs)
     if not test:
-        return True
-    tree = ast.parse((root / file).read_text(encoding="utf-8"))
-    return any(isinstance(node, ast.FunctionDef) and node.name == test for node in tree.body)
+        return (root / file).is_file()
+    if not (root / file).is_file():
+        return False
+    text = (root / file).read_text(encoding="utf-8")
+    if file.endswith(".ipynb"):
+        cells = [cell["source"] for cell in json.loads(text)["cells"] if cell["cell_type"] == "code"]
+        lines = "".join(line for cell in cells for line in [*cell, "\n"]).splitlines()
+        return test.startswith("assert ") and any(line.strip().startswith(test) for line in lines)
+    return any(isinstance(node, ast.FunctionDef) and node.name == test for node in ast.parse(text).body)
 
 
 def _effect(names: str, *keys: str) -> Interval:

@@ -10,8 +10,8 @@ from typing import NamedTuple
 from experiments.results import RESULTS, ROOT
 
 SLICE = ("ablation/mha-relu-0", "ablation/rcmha-relu2-0", "induction/rmha-0", "induction/rcmha-0")
-TOLERANCE = {"val_loss": 0.03, "val_accuracy": 0.01, "score": 0.05}
-"""Three times the standard deviation of a difference of two seeds: another processor rounds otherwise, which acts
+TOLERANCE = {"val_loss": 0.02, "val_accuracy": 0.006, "score": 0.05}
+"""About three times the standard deviation of a difference of two seeds: another processor rounds otherwise, which acts
 like another seed."""
 
 INTO = ROOT / "runs/reproduce"

@@ -8,6 +8,8 @@ import pytest
 from PIL import Image
 
 import rcmha_lite
+from experiments.registry import BASE
+from experiments.results import load
 from rcmha_lite.config import PRESETS, Config
 from rcmha_lite.data import SHA256
 from tools import readme
@@ -36,6 +38,12 @@ def test_every_module_says_what_it_is_for_and_has_a_place_in_the_api(module):
 def test_readme_shows_the_results_that_are_there():
     text = readme.README.read_text(encoding="utf-8")
     assert text == readme.with_tables(text), "results changed: run python -m tools.readme"
+
+
+def test_readme_names_the_steps_of_equal_time():
+    steps = {cell: load(f"equal_time/{cell}-relu2-0")["config"]["steps"] for cell in ("rcmha", "rmha")}
+    text = readme.README.read_text(encoding="utf-8")
+    assert f"RCMHA has {steps['rcmha']} and RMHA {steps['rmha']}, what fits into MHA's {BASE.steps}" in text
 
 
 def test_readme_figure_is_of_these_results():

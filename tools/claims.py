@@ -10,7 +10,7 @@ PAGE = ROOT / "chapters/claims.md"
 OPENING = """\
 # The claims ledger
 
-Every claim of RCMHA's paper, of its public code, of its ancestors as far as they matter here, and of this book: what was claimed, what came out, and the test or the file that says so. The page is made from `chapters/claims.yml` and the results (`python -m tools.claims`); tests fail when a claim has no evidence, when the evidence is gone, or when a verdict is not what the measured interval says.
+The claims of RCMHA's paper, of its public code, of its ancestors as far as they matter here, and of this book: what was claimed, what came out, and the test or the file that says so. The page is made from `chapters/claims.yml` and the results (`python -m tools.claims`); tests fail when a claim has no evidence, when the evidence is gone, or when a verdict is not what the measured interval says.
 
 *Supported* and *contradicted* refer to our experiments: our recipe, our text, our hardware; *open* means that our interval holds both answers. *Not testable here* says why not. Effects carry 95 % intervals, the number of paired seeds, and how many comparisons the interval holds for together; timings carry the smallest and the largest of their rounds, and their median decides. Intervals hold together within a family of comparisons, not across families: of twenty families one may be expected to mislead somewhere. Rows about the same cells are not independent.
 """

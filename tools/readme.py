@@ -30,6 +30,8 @@ def table() -> str:
         origin = run["manifest"]
         cores = "1 CPU core" if origin["threads"] == 1 else f"{origin['threads']} CPU cores"
         hardware = origin["gpu"] if origin["device"].startswith("cuda") else cores
+        if origin.get("runs_side_by_side", 1) > 1:
+            hardware += " beside another run"
         rows.append(
             f"| **RCMHA, {name}**, measured | {run['parameters'] / 1e6:.2f} M | "
             f"{run['characters'] / 1e6:.1f} M characters | {run['seconds'] / 60:.1f} min, {hardware} | "
