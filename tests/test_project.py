@@ -40,6 +40,10 @@ def test_readme_shows_the_results_that_are_there():
     assert text == readme.with_tables(text), "results changed: run python -m tools.readme"
 
 
+def test_readme_compares_by_eight_seeds_or_more():
+    assert all(found.n >= 8 for both in readme.earned().values() for found in both)
+
+
 def test_readme_names_the_steps_of_equal_time():
     steps = {cell: load(f"equal_time/{cell}-relu2-0")["config"]["steps"] for cell in ("rcmha", "rmha")}
     text = readme.README.read_text(encoding="utf-8")

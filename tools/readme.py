@@ -8,6 +8,7 @@ import matplotlib as mpl
 from matplotlib import pyplot as plt
 
 from experiments.results import FACTORS, ablation_effects, difference
+from experiments.statistics import Interval
 from experiments.yardsticks import LEVELS, NANOGPT
 from rcmha_lite import figures
 
@@ -80,8 +81,8 @@ def speeds() -> str:
     return "\n".join(table)
 
 
-def effects() -> str:
-    """What each part earns in the ablation, and what the convolution adds to RMHA: from two starts, in steps and time."""
+def earned() -> dict[str, tuple[Interval, Interval]]:
+    """What each part earns in loss and accuracy, and what the convolution adds to RMHA: from two starts, in steps and time."""
     on_loss, on_accuracy = ablation_effects("val_loss"), ablation_effects("val_accuracy")
     rows = {f"{part}, averaged over the others": (on_loss[part,], on_accuracy[part,]) for part in FACTORS}
     pairs = {  # how many intervals of the loss, and of the accuracy, hold together
@@ -96,8 +97,13 @@ def effects() -> str:
             for key, size in zip(("val_loss", "val_accuracy"), families, strict=True)
         )
         rows[f"convolution added to RMHA, {name}"] = loss, accuracy
+    return rows
+
+
+def effects() -> str:
+    """``earned`` as a Markdown table."""
     table = ["| part | change of validation loss | change of accuracy |", "|---|---|---|"]
-    return "\n".join(table + [f"| {name} | {loss} | {accuracy} |" for name, (loss, accuracy) in rows.items()])
+    return "\n".join(table + [f"| {name} | {loss} | {accuracy} |" for name, (loss, accuracy) in earned().items()])
 
 
 TABLES = {"results": table, "effects": effects, "speeds": speeds}
