@@ -22,6 +22,7 @@ from rcmha_lite.checkpoint import RESULTS as FINISHED
 from rcmha_lite.checkpoint import load_model
 from rcmha_lite.config import Config
 from rcmha_lite.data import load_tiny_shakespeare, split
+from rcmha_lite.manifest import manifest
 from rcmha_lite.training import Trainer, train
 
 FOLDERS = ROOT / "runs/experiments"
@@ -56,7 +57,8 @@ def text_of(run: Run) -> str:
 def carry_out(run: Run, side_by_side: int, results: Path = RESULTS, folders: Path = FOLDERS) -> None:
     """Train, or go on with, one run; measure it; write its results.
 
-    Of a finished run whose weights are still there, only the measures that its results lack are taken.
+    Of a finished run whose weights are still there, only the measures that its results lack are taken; ``measured_by``
+    names the commit that took a measure where it is not the run's own.
     """
     file, folder, text = results / f"{run}.json", folders / str(run), text_of(run)
     found = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {"config": {}}
@@ -69,9 +71,11 @@ def carry_out(run: Run, side_by_side: int, results: Path = RESULTS, folders: Pat
         found["manifest"]["runs_side_by_side"] = side_by_side
     if run.measures:
         model, taken = load_model(folder), found["measures"]
-        found["measures"] = {
-            name: taken[name] if name in taken else MEASURES[name](model, text) for name in run.measures
-        }
+        now = {name: MEASURES[name](model, text) for name in run.measures if name not in taken}
+        found["measures"] = {name: (taken | now)[name] for name in run.measures}
+        here = manifest()["commit"]
+        later = found.get("measured_by", {}) | (dict.fromkeys(now, here) if here != found["manifest"]["commit"] else {})
+        found |= {"measured_by": later} if later else {}
     write(run, found, results)
 
 

@@ -16,16 +16,18 @@ LENGTHS = (64, 128, 256, 512, 1024)
 DISTANCES = 16
 
 
-def unseen(model: LanguageModel, text: str) -> dict[str, float]:
-    """Loss and accuracy on the first characters of every play that Tiny Shakespeare leaves out."""
+def unseen(model: LanguageModel, text: str) -> dict[str, Any]:
+    """Loss and accuracy on the first characters of every play that Tiny Shakespeare leaves out, together and by play."""
     tokenizer = CharTokenizer()
     loss = right = positions = 0.0
-    for play in load_unseen_plays().values():
+    plays = {}
+    for title, play in load_unseen_plays().items():
         ids = tokenizer.encode(play[:UNSEEN_CHARACTERS])
         found = evaluate(model, ids, window=model.config.window)
         positions += found.positions
         loss, right = loss + found.loss * found.positions, right + found.accuracy * found.positions
-    return {"loss": loss / positions, "accuracy": right / positions, "characters": positions}
+        plays[title] = {"loss": found.loss, "accuracy": found.accuracy, "characters": found.positions}
+    return {"loss": loss / positions, "accuracy": right / positions, "characters": positions, "plays": plays}
 
 
 def lengths(model: LanguageModel, text: str) -> dict[str, float]:

@@ -105,6 +105,64 @@ def starts() -> Iterator[Run]:
             yield Run("starts", f"equal-time-{name}-{seed}", config, ("unseen",))
 
 
+def kernel_starts() -> Iterator[Run]:
+    """Which start of the kernels becomes the default, with seeds that chose nothing: a careful start may only want a rate of
+    its own. Pairs with and without the convolution share every other starting weight; in the groups above they share
+    linear layers and embeddings alone, since kernels of that time drew from the same stream as the sinusoids' projection.
+    """
+    cells: dict[str, dict[str, Any]] = {
+        "rmha": {"kernel_size": 0},
+        "identity": {},
+        "primer": {"kernel_init": "primer"},
+        "pytorch": {"kernel_init": "pytorch"},
+        "rate-3": {"kernel_rate": 3.0},
+        "rate-10": {"kernel_rate": 10.0},
+    }
+    for seed in range(24, 32):
+        for name, changes in cells.items():
+            config = BASE.replace(**changes, eval_every=250, seed=seed)
+            yield Run("kernel_starts", f"{name}-{seed}", config, ("unseen", "taps"))
+
+
+def position_codes() -> Iterator[Run]:
+    """Other codes of position, without the convolution and with it; ``kernel_starts`` has the sinusoids of these seeds."""
+    codes: dict[str, dict[str, Any]] = {
+        "rope": {"position": "rope"},
+        "alibi": {"position": "alibi"},
+        "table": {"position": "relative-learned"},
+    }
+    for seed in range(24, 32):
+        absolute = BASE.replace(**CELLS["mha"], eval_every=250, seed=seed)
+        yield Run("position_codes", f"absolute-{seed}", absolute, ("unseen",))
+        for name, changes in codes.items():
+            config = BASE.replace(**changes, kernel_size=0, eval_every=250, seed=seed)
+            yield Run("position_codes", f"{name}-{seed}", config, ("unseen",))
+    for seed in range(24, 32):  # made once ``kernel_starts`` has decided
+        for name, changes in codes.items():
+            config = BASE.replace(**changes, **KERNELS, eval_every=250, seed=seed)
+            yield Run("position_codes", f"{name}-convolution-{seed}", config, ("unseen",))
+
+
+KERNELS: dict[str, Any] = {}
+"""The default start that ``kernel_starts`` decides; no run has been made with it yet."""
+
+
+def lasting() -> Iterator[Run]:
+    """Early or lasting? The four cells in 2000 steps, and RCMHA from PyTorch's start, without dropout and with it."""
+    cells: dict[str, dict[str, Any]] = {
+        "mha": CELLS["mha"],
+        "mdha": CELLS["mdha"] | KERNELS,
+        "rmha": CELLS["rmha"],
+        "rcmha": {},
+        "pytorch": {"kernel_init": "pytorch"},
+    }
+    for seed in range(32, 38):
+        for name, dropout in (("dropout", 0.1), ("plain", 0.0)):
+            for cell, changes in cells.items():
+                config = BASE.replace(**changes, dropout=dropout, steps=2000, eval_every=200, seed=seed)
+                yield Run("lasting", f"{cell}-{name}-{seed}", config, ("unseen",))
+
+
 def regimes() -> Iterator[Run]:
     """Where convolution or squared ReLU might pay: depth, optimiser, few steps. RMHA and RCMHA from PyTorch's start, which
     does better than the identity, and that with ReLU; in one or two blocks also from the identity; and, for four seeds,
@@ -241,7 +299,8 @@ def paper() -> Iterator[Run]:
     """The public code's settings: ten epochs with relative positions, two without.
 
     Without relative positions there are none at all, as in its model. Its schedule does not depend on the length of
-    a run, so two epochs are the first two of ten.
+    a run, so two epochs are the first two of ten. Its starting weights are our own, not those of the public code, but
+    for the kernels: the preset's ``layer_init`` came later.
     """
     without: dict[str, Any] = {"position": "none", "steps": 31_370}
     cells: dict[str, dict[str, Any]] = {
@@ -251,7 +310,8 @@ def paper() -> Iterator[Run]:
         "mdha": without,
     }
     for cell, changes in cells.items():
-        yield Run("paper", cell, PRESETS["paper"].replace(**changes, device="cpu"), ("running_memory",))
+        config = PRESETS["paper"].replace(**changes, device="cpu", layer_init="scaled")
+        yield Run("paper", cell, config, ("running_memory",))
 
 
 def induction() -> Iterator[Run]:
@@ -267,7 +327,10 @@ def induction() -> Iterator[Run]:
 
 GROUPS = {
     f.__name__: f
-    for f in (ablation, equal_time, induction, parts, starts, regimes, longer, recipes, speed, capstone, paper)
+    for f in (
+        *(ablation, equal_time, induction, parts, starts, kernel_starts, position_codes, lasting, regimes, longer),
+        *(recipes, speed, capstone, paper),
+    )
 }
 
 RUNS = {str(run): run for group in GROUPS.values() for run in group()}

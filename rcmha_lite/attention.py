@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rcmha_lite.convolution import HeadConvolution
-from rcmha_lite.positions import LearnedRelativePosition, RelativePosition, SinusoidalRelativePosition
+from rcmha_lite.positions import LearnedRelativePosition, Position, RelativePosition, SinusoidalRelativePosition
 
 
 def causal_mask(queries: int, keys: int, device: torch.device | None = None) -> Bool[Tensor, "{queries} {keys}"]:
@@ -26,7 +26,7 @@ def causal_mask(queries: int, keys: int, device: torch.device | None = None) -> 
 def attention_weights(
     q: Float[Tensor, "batch heads query width"],
     k: Float[Tensor, "batch heads key width"],
-    bias: Float[Tensor, "batch heads query key"] | None = None,
+    bias: Float[Tensor, "#batch heads query key"] | None = None,
     *,
     scale: float | None = None,
 ) -> Float[Tensor, "batch heads query key"]:
@@ -47,7 +47,7 @@ def attention(
     q: Float[Tensor, "batch heads query width"],
     k: Float[Tensor, "batch heads key width"],
     v: Float[Tensor, "batch heads key d_head"],
-    bias: Float[Tensor, "batch heads query key"] | None = None,
+    bias: Float[Tensor, "#batch heads query key"] | None = None,
     *,
     scale: float | None = None,
 ) -> Float[Tensor, "batch heads query d_head"]:
@@ -59,7 +59,7 @@ def fused_attention(
     q: Float[Tensor, "batch heads query width"],
     k: Float[Tensor, "batch heads key width"],
     v: Float[Tensor, "batch heads key d_head"],
-    bias: Float[Tensor, "batch heads query key"] | None = None,
+    bias: Float[Tensor, "#batch heads query key"] | None = None,
     *,
     scale: float | None = None,
 ) -> Float[Tensor, "batch heads query d_head"]:
@@ -186,7 +186,7 @@ class MultiHeadAttention(nn.Module):
         d_model: int,
         n_heads: int,
         *,
-        position: RelativePosition | None = None,
+        position: Position | None = None,
         convolution: HeadConvolution | None = None,
         query_key_bias: bool = True,
         fresh_queries: bool = False,
@@ -197,7 +197,7 @@ class MultiHeadAttention(nn.Module):
         self.value, self.output = nn.Linear(d_model, d_model), nn.Linear(d_model, d_model)
         self.position, self.convolution, self.fresh_queries = position, convolution, fresh_queries
         for part, made_for in (
-            ("position", position and tuple(position.content_bias.shape)),
+            ("position", position and (position.n_heads, position.d_head)),
             ("convolution", convolution and (convolution.n_heads, convolution.weight.shape[2])),
         ):
             if made_for and made_for != (n_heads, self.d_head):

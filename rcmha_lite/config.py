@@ -6,15 +6,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
 
-Position = Literal["none", "absolute-sinusoidal", "absolute-learned", "relative-sinusoidal", "relative-learned"]
+Position = Literal[
+    "none", "absolute-sinusoidal", "absolute-learned", "relative-sinusoidal", "relative-learned", "rope", "alibi"
+]
 Activation = Literal["relu", "relu2", "gelu"]
 Projections = Literal["q", "k", "v", "qk", "qv", "kv", "qkv"]
 KernelInit = Literal["identity", "primer", "pytorch"]
+LayerInit = Literal["scaled", "public-code"]
 
 
-def choice(default: Any, help: str, at_least: float | None = None, below: float | None = None) -> Any:
-    """A dataclass field with the help its command-line flag shows and the range it must lie in."""
-    return field(default=default, metadata={"help": help, "at_least": at_least, "below": below})
+def choice(
+    default: Any, help: str, at_least: float | None = None, below: float | None = None, *, later: bool = False
+) -> Any:
+    """A dataclass field with the help its command-line flag shows and the range it must lie in.
+
+    A field that came ``later`` than the first runs has what they did as its default, and may be missing in their files.
+    """
+    return field(default=default, metadata={"help": help, "at_least": at_least, "below": below, "later": later})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +37,11 @@ class Config:
     kernel_init: KernelInit = choice("identity", "what the kernels start as")
     fresh_queries: bool = choice(False, "restart the query convolution at each segment, as RCMHA's public code does")
     query_key_bias: bool = choice(True, "biases on the query and key projections; RCMHA's public code has none")
+    layer_init: LayerInit = choice(
+        "scaled",
+        "scaled: weights of standard deviation 1/sqrt(inputs), no biases; public-code: PyTorch's, blocks alike",
+        later=True,
+    )
     activation: Activation = choice("relu2", "of the feed-forward layer; relu2 is squared ReLU")
     vocabulary: int = choice(65, "distinct characters", 1)
     layers: int = choice(4, "blocks", 1)
@@ -50,6 +63,9 @@ class Config:
     optimizer: Literal["muon", "adamw", "adam"] = choice("muon", "muon: for the blocks' matrices, AdamW for the rest")
     learning_rate: float = choice(3e-3, "of AdamW or Adam; with noam, the factor", 0)
     muon_rate: float = choice(0.02, "learning rate of Muon", 0)
+    kernel_rate: float = choice(
+        1.0, "learning rate of the convolution's kernels, in multiples of theirs", 0, later=True
+    )
     weight_decay: float = choice(0.1, "of matrices; vectors and tables have none", 0)
     beta2: float = choice(0.95, "decay of Adam's second moment", 0, 1)
     schedule: Literal["linear", "noam"] = choice("linear", "linear: warm up, hold, fall to zero; noam: 1/sqrt(step)")
@@ -98,6 +114,8 @@ class Config:
         for name, kind in (("d_model", "absolute-sinusoidal"), ("d_position", "relative-sinusoidal")):
             if self.position == kind and getattr(self, name) % 2:
                 raise ValueError(f"{name} {getattr(self, name)} is odd: {kind} positions need an even number")
+        if self.position == "rope" and (width := self.d_model // self.n_heads) % 2:
+            raise ValueError(f"d_model {self.d_model} over n_heads {self.n_heads} is {width}, odd: rope turns pairs")
         if self.schedule == "noam" and self.optimizer == "muon":
             raise ValueError("schedule noam is made for Adam's rate: give optimizer adam or adamw, or schedule linear")
         if self.memory and self.accumulate > 1:
@@ -123,7 +141,8 @@ class Config:
             raise ValueError(f"{source} does not hold a configuration in JSON: {error}") from error
         if unknown := set(fields) - known:
             raise ValueError(f"{source} has fields this version does not know: {', '.join(sorted(unknown))}")
-        if missing := known - set(fields):  # a default could be another model than the one that was trained
+        later = {f.name for f in dataclasses.fields(cls) if f.metadata["later"]}
+        if missing := known - later - set(fields):  # a default could be another model than the one that was trained
             raise ValueError(f"{source} lacks {', '.join(sorted(missing))}: add what the run had")
         try:
             return cls(**fields)
@@ -148,7 +167,7 @@ PRESETS: dict[str, Config] = {
     "laptop": Config(dropout=0.1, steps=1900, eval_every=190),
     "paper": Config(
         position="relative-learned", activation="relu", fresh_queries=True, query_key_bias=False,
-        kernel_init="pytorch",
+        kernel_init="pytorch", layer_init="public-code",
         layers=6, d_model=128, n_heads=8, d_ff=256, context=2, memory=32, batch=32, steps=156_850,
         optimizer="adam", learning_rate=1.0, beta2=0.999, weight_decay=0.0, schedule="noam", warmup=2000,
         zero_output=False, precision="float32", eval_every=15_685, checkpoint_every=1000,

@@ -48,7 +48,9 @@ class HeadConvolution(nn.Module):
         shared, bias: one set of kernels for all heads; a bias for each kernel.
         projections: which of ``q``, ``k`` and ``v`` are convolved; the others pass through.
         init: ``identity`` (1 on the current position, 0 on the past), ``primer`` (0.5 on the current position and, where
-            there are others, 0.5 / kernel_size on each of these) or ``pytorch`` (uniform in ±1/√kernel_size, as ``nn.Conv1d``).
+            there are others, 0.5 / kernel_size on each of these) or ``pytorch`` (uniform in ±1/√kernel_size, biases too,
+            as ``nn.Conv1d``). Only ``pytorch`` draws random numbers.
+        generator: to draw them from; PyTorch's own unless given.
 
     ValueError without a tap, and for other projections or another ``init``.
     """
@@ -63,6 +65,7 @@ class HeadConvolution(nn.Module):
         bias: bool = True,
         projections: str = "qkv",
         init: KernelInit = "identity",
+        generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
         if kernel_size < 1:
@@ -75,7 +78,7 @@ class HeadConvolution(nn.Module):
         kernels = (len(projections), 1 if shared else n_heads, d_head)
         self.weight = nn.Parameter(torch.empty(*kernels, kernel_size))
         self.bias = nn.Parameter(torch.empty(kernels)) if bias else None
-        self.reset_parameters()
+        self.reset_parameters(generator)
 
     @property
     def kernel_size(self) -> int:
@@ -83,18 +86,18 @@ class HeadConvolution(nn.Module):
         return self.weight.shape[-1]
 
     @torch.no_grad()
-    def reset_parameters(self) -> None:
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         """Start again as ``init`` says."""
-        past = self.kernel_size - 1
         if self.init == "pytorch":
-            self.weight.uniform_(-1 / math.sqrt(past + 1), 1 / math.sqrt(past + 1))
-        else:
-            primer = self.init == "primer" and past > 0
-            self.weight.fill_(0.5 / self.kernel_size if primer else 0.0)
-            self.weight[..., -1] = 0.5 if primer else 1.0
+            bound = 1 / math.sqrt(self.kernel_size)
+            for parameter in self.parameters():
+                parameter.uniform_(-bound, bound, generator=generator)
+            return
+        primer = self.init == "primer" and self.kernel_size > 1
+        self.weight.fill_(0.5 / self.kernel_size if primer else 0.0)
+        self.weight[..., -1] = 0.5 if primer else 1.0
         if self.bias is not None:
-            bound = 1 / math.sqrt(past + 1) if self.init == "pytorch" else 0.0
-            self.bias.uniform_(-bound, bound)
+            self.bias.zero_()
 
     def taps(self, projections: str = "qkv") -> tuple[Float[Tensor, "channels kernel"], Tensor | None]:
         """The kernels and biases of ``projections`` laid out channel by channel, heads repeated.

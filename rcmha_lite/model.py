@@ -12,7 +12,14 @@ from torch.nn import functional as F
 from rcmha_lite.attention import AttentionCache, MultiHeadAttention, last
 from rcmha_lite.config import Activation, Config
 from rcmha_lite.convolution import HeadConvolution
-from rcmha_lite.positions import AbsolutePosition, LearnedRelativePosition, RelativePosition, SinusoidalRelativePosition
+from rcmha_lite.positions import (
+    AbsolutePosition,
+    AlibiPosition,
+    LearnedRelativePosition,
+    Position,
+    RotaryPosition,
+    SinusoidalRelativePosition,
+)
 
 
 class _SquaredReLU(torch.autograd.Function):
@@ -93,10 +100,10 @@ class FeedForward(nn.Module):
 class Block(nn.Module):
     """Pre-norm: x + attention(norm x), then x + feed_forward(norm x), each after dropout."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, generator: torch.Generator | None = None) -> None:
         super().__init__()
         self.attention_norm, self.feed_forward_norm = (nn.LayerNorm(config.d_model), nn.LayerNorm(config.d_model))
-        self.attention = build_attention(config)
+        self.attention = build_attention(config, generator)
         self.feed_forward = FeedForward(config.d_model, config.d_ff, config.activation)
         self.dropout = Dropout(config.dropout)
 
@@ -112,19 +119,23 @@ class Block(nn.Module):
         return x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
 
 
-def build_attention(config: Config) -> MultiHeadAttention:
-    """The cell of the grid that a configuration asks for."""
+def build_attention(config: Config, generator: torch.Generator | None = None) -> MultiHeadAttention:
+    """The cell of the grid that a configuration asks for; ``generator`` is for its kernels."""
     d_head = config.d_model // config.n_heads
-    position: RelativePosition | None = None
+    position: Position | None = None
     if config.position == "relative-learned":
         position = LearnedRelativePosition(config.n_heads, d_head, config.context + config.memory)
     elif config.position == "relative-sinusoidal":
         position = SinusoidalRelativePosition(config.n_heads, d_head, config.d_position)
+    elif config.position == "rope":
+        position = RotaryPosition(config.n_heads, d_head)
+    elif config.position == "alibi":
+        position = AlibiPosition(config.n_heads, d_head)
     convolution = None
     if config.kernel_size:
         convolution = HeadConvolution(
             config.n_heads, d_head, config.kernel_size, shared=config.shared_kernels, bias=config.kernel_bias,
-            projections=config.convolve, init=config.kernel_init,
+            projections=config.convolve, init=config.kernel_init, generator=generator,
         )  # fmt: skip
     return MultiHeadAttention(
         config.d_model, config.n_heads, position=position, convolution=convolution,
@@ -141,24 +152,32 @@ class LanguageModel(nn.Module):
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.config = config
-        shared = torch.Generator().manual_seed(int(torch.randint(2**62, (), device="cpu")))
+        shared, kernels = torch.Generator(), torch.Generator()
+        kernels.manual_seed(shared.manual_seed(int(torch.randint(2**62, (), device="cpu"))).initial_seed() + 1)
         self.embedding = nn.Embedding(config.vocabulary, config.d_model)
         kind = config.position.removeprefix("absolute-")
         self.position: AbsolutePosition | None = None
         if kind in ("sinusoidal", "learned"):
             self.position = AbsolutePosition(config.d_model, learned=kind == "learned", length=config.context)
         self.dropout = Dropout(config.dropout)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
+        self.blocks = nn.ModuleList(Block(config, kernels) for _ in range(config.layers))
         self.norm = nn.LayerNorm(config.d_model)
         self.output = None if config.tie_embeddings else nn.Linear(config.d_model, config.vocabulary)
         self.apply(partial(self._initialise, generator=shared))
+        for block in self.blocks[1:] if config.layer_init == "public-code" else ():
+            block.load_state_dict(self.blocks[0].state_dict())
 
     def _initialise(self, module: nn.Module, generator: torch.Generator) -> None:
-        """Linear layers from a generator of their own: cells of one seed start from the same ones."""
+        """Linear layers from a generator of their own, as kernels are: cells of one seed start from the same ones."""
         if isinstance(module, nn.Linear):
-            nn.init.normal_(module.weight, std=module.in_features**-0.5, generator=generator)
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
+            scale = module.in_features**-0.5
+            if self.config.layer_init == "public-code":  # PyTorch's own start
+                for parameter in module.parameters():
+                    nn.init.uniform_(parameter, -scale, scale, generator=generator)
+            else:
+                nn.init.normal_(module.weight, std=scale, generator=generator)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
         if isinstance(module, nn.Embedding) and self.config.tie_embeddings:
             nn.init.normal_(module.weight, std=self.config.d_model**-0.5, generator=generator)
         if isinstance(module, MultiHeadAttention | FeedForward) and self.config.zero_output:

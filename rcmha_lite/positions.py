@@ -47,24 +47,38 @@ class AbsolutePosition(nn.Module):
         return x + self.table[start:stop]
 
 
-class RelativePosition(nn.Module):
-    """The part that makes MHA into RMHA: what it makes of queries and keys, and what it adds to their scores,
+class Position(nn.Module):
+    """How scores come to know where query and key stand: what becomes of queries and keys, and what is added,
 
-        score(i, j) = queries(q)_i · keys(k)_j + bias(q)_ij   before the scale.
+        score(i, j) = queries(q)_i · keys(k)_j + bias(q)_ij   before the scale 1/√d_head.
 
-    ``start`` is the position of the first query or key given; only differences of positions count. ``u``
-    (``content_bias``) is what every query asks for wherever it is.
+    ``start`` is the position of the first query or key given; only differences of positions count. Here nothing is
+    changed; each encoding replaces what it needs.
     """
 
     def __init__(self, n_heads: int, d_head: int) -> None:
         super().__init__()
-        self.content_bias = nn.Parameter(torch.zeros(n_heads, d_head))
+        self.n_heads, self.d_head = n_heads, d_head
+
+    def forward(
+        self,
+        q: Float[Tensor, "batch heads query d_head"],
+        k: Float[Tensor, "batch heads key d_head"],
+        start: int = 0,
+        past: int = 0,
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Queries, keys and score bias for ``q``, the last positions of ``k``, whose first stands at ``start``.
+
+        ``past`` keys more stand before ``k`` in a cache; the bias, ``[…, query, past + key]`` or None, counts them.
+        """
+        first = start + k.shape[2] - q.shape[2]
+        return self.queries(q, first), self.keys(k, start), self.bias(q, past + k.shape[2])
 
     def queries(
         self, q: Float[Tensor, "batch heads query d_head"], start: int
     ) -> Float[Tensor, "batch heads query width"]:
-        """q_i + u."""
-        return q + self.content_bias[:, None].to(q.dtype)
+        """q_i."""
+        return q
 
     def keys(self, k: Float[Tensor, "batch heads key d_head"], start: int) -> Float[Tensor, "batch heads key width"]:
         """k_j."""
@@ -72,9 +86,24 @@ class RelativePosition(nn.Module):
 
     def bias(
         self, q: Float[Tensor, "batch heads query d_head"], keys: int
-    ) -> Float[Tensor, "batch heads query {keys}"] | None:
+    ) -> Float[Tensor, "#batch heads query {keys}"] | None:
         """What is added to the scores of queries ``q``, the last of ``keys`` positions; None for nothing."""
         return None
+
+
+class RelativePosition(Position):
+    """Encodings that also give every head something that each of its queries asks for wherever it is: ``u``
+    (``content_bias``) is added to the queries (Dai et al. 2019, arXiv 1901.02860)."""
+
+    def __init__(self, n_heads: int, d_head: int) -> None:
+        super().__init__(n_heads, d_head)
+        self.content_bias = nn.Parameter(torch.zeros(n_heads, d_head))
+
+    def queries(
+        self, q: Float[Tensor, "batch heads query d_head"], start: int
+    ) -> Float[Tensor, "batch heads query width"]:
+        """q_i + u."""
+        return q + self.content_bias[:, None].to(q.dtype)
 
 
 class LearnedRelativePosition(RelativePosition):
@@ -134,6 +163,61 @@ class SinusoidalRelativePosition(RelativePosition):
     def keys(self, k: Tensor, start: int) -> Tensor:
         """[k_j, ψ(j)]."""
         return torch.cat((k, self.waves(k, start).expand(*k.shape[:2], -1, -1)), dim=-1)
+
+
+class RotaryPosition(Position):
+    """RoPE (Su et al. 2021, arXiv 2104.09864): queries and keys are turned, pair by pair of channels, by position · ω_m.
+
+        score(i, j) = (R_i q_i)·(R_j k_j) = q_i·R_{j − i} k_j,   ω_m = base^(−2m/d_head),  m = 0 … d_head/2 − 1
+
+    A pair is channel m and channel m + d_head/2: (x, y) becomes (x cos pω − y sin pω, x sin pω + y cos pω). No
+    parameters. ValueError for an odd d_head.
+    """
+
+    def __init__(self, n_heads: int, d_head: int, base: float = 10_000.0) -> None:
+        super().__init__(n_heads, d_head)
+        sinusoids(torch.zeros(1), d_head, base)  # raises where it would
+        self.base = base
+
+    def queries(self, q: Tensor, start: int) -> Tensor:
+        """R_i q_i."""
+        positions = torch.arange(start, start + q.shape[2], device=q.device)
+        sin, cos = sinusoids(positions, self.d_head, self.base).to(q).chunk(2, dim=-1)
+        x, y = q.chunk(2, dim=-1)
+        return torch.cat((x * cos - y * sin, x * sin + y * cos), dim=-1)
+
+    def keys(self, k: Tensor, start: int) -> Tensor:
+        """R_j k_j."""
+        return self.queries(k, start)
+
+
+class AlibiPosition(Position):
+    """ALiBi (Press et al. 2022, arXiv 2108.12409): every head forgets at a fixed pace of its own,
+
+        score(i, j) / √d_head = q_i·k_j / √d_head − m_h·(i − j).
+
+    The slopes m_h fall by the same factor from head to head, 2^(−8h/n_heads), h = 1 … n_heads, where n_heads is a power
+    of 2. Elsewhere, as in the public code, they are those of the next lower power, and for the heads that are left
+    every second one of the power above. No parameters.
+    """
+
+    def bias(self, q: Tensor, keys: int) -> Tensor:
+        """−m_h·(i − j)·√d_head: the module's scale takes the root away again. The same for the whole batch."""
+        i = torch.arange(keys - q.shape[2], keys, device=q.device)
+        distance = i[:, None] - torch.arange(keys, device=q.device)
+        slopes = self.d_head**0.5 * alibi_slopes(self.n_heads)
+        slopes = slopes.to(q.device, torch.promote_types(q.dtype, torch.float32))
+        return (-slopes[:, None, None] * distance).to(q.dtype)[None]
+
+
+def alibi_slopes(n_heads: int) -> Float[Tensor, " n_heads"]:
+    """m_h of ``AlibiPosition``, in float64."""
+    power = 2 ** (n_heads.bit_length() - 1)
+
+    def geometric(n: int) -> Tensor:
+        return 2.0 ** (-8 * torch.arange(1, n + 1, dtype=torch.float64) / n)
+
+    return torch.cat((geometric(power), geometric(2 * power)[::2][: n_heads - power]))
 
 
 # Scores by distance, a_i·r_{i − j}, three ways and none. Columns of r are sines, then cosines (``sinusoids``).

@@ -36,12 +36,19 @@ class Interrupted(Exception):  # noqa: N818
 
 
 def build_optimizers(model: LanguageModel, config: Config) -> list[torch.optim.Optimizer]:
-    """Matrices of the blocks to Muon (Jordan et al. 2024) or, decayed, to Adam; everything else to Adam undecayed."""
+    """Matrices of the blocks to Muon (Jordan et al. 2024) or, decayed, to Adam; everything else to Adam undecayed.
+
+    The convolution's kernels are of the latter; they make a group of their own where their rate is another.
+    """
     named = list(model.named_parameters())
     hidden = {n for n, p in named if n.startswith("blocks.") and p.ndim == 2 and n.endswith(("weight", "projection"))}
-    matrices, rest = [p for n, p in named if n in hidden], [p for n, p in named if n not in hidden]
+    kernels = {n for n, _ in named if ".convolution." in n} if config.kernel_rate != 1 else set()
+    matrices, rest = [p for n, p in named if n in hidden], [p for n, p in named if n not in hidden | kernels]
     kind = torch.optim.Adam if config.optimizer == "adam" else torch.optim.AdamW
     groups: list[dict[str, Any]] = [{"params": rest, "weight_decay": 0.0}]
+    if kernels:
+        rate = config.learning_rate * config.kernel_rate
+        groups.append({"params": [p for n, p in named if n in kernels], "weight_decay": 0.0, "lr": rate})
     optimizers: list[torch.optim.Optimizer] = []
     if config.optimizer == "muon":
         optimizers.append(
