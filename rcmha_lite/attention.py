@@ -1,14 +1,14 @@
 """Multi-head attention, and the four cells of one grid: position × convolution."""
 
-from dataclasses import dataclass
-
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rcmha_lite.convolution import HeadConvolution
+from rcmha_lite.plain import calls_only_forward, transforms_are_active
 from rcmha_lite.positions import LearnedRelativePosition, Position, RelativePosition, SinusoidalRelativePosition
+from rcmha_lite.streaming import AttentionCache
 
 
 def causal_mask(queries: int, keys: int, device: torch.device | None = None) -> Bool[Tensor, "{queries} {keys}"]:
@@ -65,16 +65,17 @@ def fused_attention(
 ) -> Float[Tensor, "batch heads query d_head"]:
     """``attention``, by the fastest exact way.
 
-    PyTorch's fused kernels never store the weights, except on a CPU where a bias wants a gradient, as a learned table's
+    PyTorch's fused kernels, which ``torch.func`` cannot transform, never store the weights, except on a CPU where a bias wants a gradient, as a learned table's
     does in training. They want values as wide as the queries, so narrower values are padded with zeros and the padding
     cut off. In bfloat16 on a CPU they pay only for long texts; up to 512 keys, one
     matrix product that starts from the mask is taken instead.
     """
     queries, keys, width, d_head = q.shape[2], k.shape[2], q.shape[3], v.shape[3]
     scale = width**-0.5 if scale is None else scale
-    if queries <= 4 or d_head > width:  # the next positions of a stream, a tiny segment: nothing worth fusing
+    general = torch.compiler.is_exporting()  # one graph for every length
+    if d_head > width or transforms_are_active() or (not general and queries <= 4):  # nothing to fuse, or worth fusing
         return attention(q, k, v, bias, scale=scale)
-    if bias is None and q.device.type == "cpu" and q.dtype == torch.bfloat16 and keys <= 512:
+    if not general and bias is None and q.device.type == "cpu" and q.dtype == torch.bfloat16 and keys <= 512:
         start = q.new_zeros(queries, keys).masked_fill(~causal_mask(queries, keys), float("-inf"))
         q, k, batch = (q * scale).flatten(0, 1), k.flatten(0, 1), q.shape[:2]
         scores = torch.baddbmm(start.expand(len(q), -1, -1), q, k.transpose(1, 2)).unflatten(0, batch)
@@ -89,74 +90,6 @@ def fused_attention(
     return F.scaled_dot_product_attention(q, k, v, mask, is_causal=square, scale=scale)[..., :d_head]
 
 
-@dataclass
-class AttentionCache:
-    """What a layer remembers of a stream: keys and values, and the projections that its kernels still reach.
-
-    Keys and values stand in buffers with room to spare, so that a new one is written and the old ones stay. At most
-    ``limit`` are kept after each piece, the oldest dropped first, so with a limit the outputs depend on the pieces: a
-    query sees its own piece and ``limit`` keys before it. None keeps all. ``seen`` counts every position so far.
-    For inference, under ``torch.no_grad()``: no gradient reaches keys or values, kept or new. Kernels go on across
-    pieces, whatever ``fresh_queries`` says. ValueError for a negative limit.
-    """
-
-    limit: int | None = None
-    seen: int = 0
-    history: Tensor | None = None
-    _keys: Tensor | None = None
-    _values: Tensor | None = None
-    _start: int = 0
-    _stop: int = 0
-
-    def __post_init__(self) -> None:
-        if self.limit is not None and self.limit < 0:
-            raise ValueError(f"limit {self.limit} is negative: give the number of keys to keep, or None for all")
-
-    def __len__(self) -> int:
-        """Keys that the next call may see beside its own."""
-        return self._stop - self._start
-
-    def __bool__(self) -> bool:
-        """True: an empty cache is a cache."""
-        return True
-
-    def require_batch(self, batch: int) -> None:
-        """ValueError unless a piece of this batch size can continue the stream."""
-        if self._keys is not None and batch != len(self._keys):
-            stream = f"a piece of batch {batch} does not continue a stream of batch {len(self._keys)}"
-            raise ValueError(f"{stream}: start a new AttentionCache")
-
-    @torch.no_grad()
-    def extend(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Append keys and values ``[batch, heads, time, width]``, and return all that this call may see."""
-        if self._keys is not None and keys.dtype != self._keys.dtype:
-            stream = f"a piece in {keys.dtype} does not continue a stream in {self._keys.dtype}"
-            raise ValueError(f"{stream}: read both under the same autocast, or start a new AttentionCache")
-        stop, needed = self._stop + keys.shape[2], len(self) + keys.shape[2]
-        room = 0 if self._keys is None else self._keys.shape[2]
-        wasted = self.limit is not None and room > 8 * (self.limit + needed)  # after one long piece
-        if self._keys is None or self._values is None or stop > room or wasted:
-            kept = slice(self._start, self._stop)
-            self._keys, self._values = _moved(self._keys, kept, keys), _moved(self._values, kept, values)
-            self._start, self._stop, stop = 0, len(self), len(self) + keys.shape[2]
-        self._keys[:, :, self._stop : stop] = keys
-        self._values[:, :, self._stop : stop] = values
-        seen = slice(self._start, stop)
-        self.seen, self._stop = self.seen + keys.shape[2], stop
-        self._start = self._start if self.limit is None else max(self._start, stop - self.limit)
-        return self._keys[:, :, seen], self._values[:, :, seen]
-
-
-def _moved(old: Tensor | None, kept: slice, new: Tensor) -> Tensor:
-    """A buffer twice as long as what it must hold, with the ``kept`` part of the old one at its beginning."""
-    batch, heads, time, width = new.shape
-    length = kept.stop - kept.start
-    buffer = new.new_empty(batch, heads, 2 * (length + time), width)
-    if old is not None:
-        buffer[:, :, :length] = old[:, :, kept]
-    return buffer
-
-
 class MultiHeadAttention(nn.Module):
     """Causal multi-head attention (Vaswani et al. 2017, arXiv 1706.03762) with two parts that can be plugged in.
 
@@ -165,8 +98,12 @@ class MultiHeadAttention(nn.Module):
 
     ``convolution`` is the identity and ``score`` the dot product unless the parts say otherwise. The context is
     ``memory`` followed by ``x``; queries come from ``x`` alone. There is no padding mask: what is padded on the right
-    changes nothing before it, and on the left nothing should be padded. The query, key and value layers hold their
-    weights; they are multiplied as one matrix, not called, so hooks on them do not run.
+    changes nothing before it, and on the left nothing should be padded.
+
+    Every layer and part is called, once a pass, so that whatever is attached to one, or put in its place, takes effect.
+    Query, key and value layers that are nothing but ``nn.Linear`` are multiplied as one matrix instead, which is the same
+    and faster (``plain.calls_only_forward`` decides). With fresh queries after a memory, the convolution is called for the
+    queries and for the rest.
 
     ValueError for heads that do not divide the width, for parts made for other heads, for an input or a memory that is
     not [batch, time, d_model] in the module's precision, for more queries than positions, and for both a memory and a
@@ -174,8 +111,10 @@ class MultiHeadAttention(nn.Module):
 
     Args:
         d_model, n_heads: width of the input, and heads of d_head = d_model / n_heads channels.
-        position: scores that know the distance between query and key.
-        convolution: kernels over the projections.
+        position: scores that know the distance between query and key: a ``Position``, or any module that is called as
+            one, with (q, k, start, past), and returns queries, keys, and a bias or None.
+        convolution: kernels over the projections: a ``HeadConvolution``, or any module that is called as one, with
+            (x, projections, history); in a stream it needs a ``kernel_size``.
         query_key_bias: biases on the query and key projections; RCMHA's public code has none there.
         fresh_queries: with memory, start the query convolution at ``x`` with zeros to its left, as RCMHA's public
             code does. By default it sees the memory, so that segment by segment equals all at once.
@@ -186,32 +125,32 @@ class MultiHeadAttention(nn.Module):
         d_model: int,
         n_heads: int,
         *,
-        position: Position | None = None,
-        convolution: HeadConvolution | None = None,
+        position: nn.Module | None = None,
+        convolution: nn.Module | None = None,
         query_key_bias: bool = True,
         fresh_queries: bool = False,
     ) -> None:
         super().__init__()
-        self.n_heads, self.d_head = n_heads, head_width(d_model, n_heads)
+        self.d_model, self.n_heads, self.d_head = d_model, n_heads, head_width(d_model, n_heads)
         self.query, self.key = (nn.Linear(d_model, d_model, bias=query_key_bias) for _ in range(2))
         self.value, self.output = nn.Linear(d_model, d_model), nn.Linear(d_model, d_model)
         self.position, self.convolution, self.fresh_queries = position, convolution, fresh_queries
-        for part, made_for in (
-            ("position", position and (position.n_heads, position.d_head)),
-            ("convolution", convolution and (convolution.n_heads, convolution.weight.shape[2])),
-        ):
+        for name, part in (("position", position), ("convolution", convolution)):
+            made_for = (part.n_heads, part.d_head) if isinstance(part, Position | HeadConvolution) else None
             if made_for and made_for != (n_heads, self.d_head):
-                theirs = f"the {part} is made for {made_for[0]} heads of {made_for[1]} channels"
+                theirs = f"the {name} is made for {made_for[0]} heads of {made_for[1]} channels"
                 raise ValueError(f"{theirs}, the module has {n_heads} of {self.d_head}: give both the same")
 
     def project(self, x: Tensor, projections: str, history: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """The named projections of ``x`` side by side, before and after the convolution, in one product each."""
+        """The named projections of ``x`` side by side, before and after the convolution."""
         layers = [{"q": self.query, "k": self.key, "v": self.value}[name] for name in projections]
-        weight = torch.cat([layer.weight for layer in layers])
-        biases: list[Tensor] = [
-            layer.weight.new_zeros(len(layer.weight)) if layer.bias is None else layer.bias for layer in layers
-        ]
-        projected = F.linear(x, weight, torch.cat(biases))
+        if all(calls_only_forward(layer) for layer in layers):
+            if x.dtype != layers[0].weight.dtype and not torch.is_autocast_enabled(x.device.type):
+                theirs = f"the input is in {x.dtype}, the module in {layers[0].weight.dtype}"
+                raise ValueError(f"{theirs}: convert one with .to(…)")
+            projected = F.linear(x, torch.cat([layer.weight for layer in layers]), _joined_biases(layers))
+        else:
+            projected = torch.cat([layer(x) for layer in layers], dim=-1)
         return projected, projected if self.convolution is None else self.convolution(projected, projections, history)
 
     def heads(
@@ -221,16 +160,14 @@ class MultiHeadAttention(nn.Module):
         cache: AttentionCache | None = None,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """The last ``queries`` queries (None: all), keys, values and score bias of every head; the cache moves on."""
-        weight = self.output.weight
-        if context.ndim != 3 or context.shape[2] != len(weight):
-            raise ValueError(f"the input has shape {tuple(context.shape)}: give [batch, time, {len(weight)}]")
-        if context.dtype != weight.dtype and not torch.is_autocast_enabled(context.device.type):
-            raise ValueError(f"the input is in {context.dtype}, the module in {weight.dtype}: convert one with .to(…)")
+        if context.ndim != 3 or context.shape[2] != self.d_model:
+            raise ValueError(f"the input has shape {tuple(context.shape)}: give [batch, time, {self.d_model}]")
         queries = context.shape[1] if queries is None else queries
         if cache is not None:
             cache.require_batch(len(context))
         if cache is not None and queries < context.shape[1]:
             raise ValueError("a stream is continued from a memory or from a cache: give one of them")
+        raw = context[:, :0]
         if queries < context.shape[1] and self.fresh_queries:
             q, kv = self.project(last(context, queries), "q")[1], self.project(context, "kv")[1]
             parts = [q, *kv.chunk(2, dim=-1)]
@@ -239,25 +176,21 @@ class MultiHeadAttention(nn.Module):
             parts = list(qkv.chunk(3, dim=-1))
             parts[0] = last(parts[0], queries)
         q, k, v = (part.unflatten(-1, (self.n_heads, self.d_head)).transpose(1, 2) for part in parts)
-        start, plain = cache.seen if cache is not None else 0, q
-        if self.position:
-            q = self.position.queries(q, start + k.shape[2] - q.shape[2])
-            k = self.position.keys(k, start)
-        seen = k.shape[2] + (len(cache) if cache is not None else 0)
-        bias = self.position.bias(plain, seen) if self.position else None  # a table may refuse, before the cache moves
+        bias = None
+        if self.position is not None:  # a table may refuse, before the cache moves
+            start, past = (cache.seen, len(cache)) if cache is not None else (0, 0)
+            q, k, bias = self.position(q, k, start, past)
         if cache is not None:
             k, v = cache.extend(k, v)
-            if self.convolution:
-                past = raw if cache.history is None else torch.cat((cache.history, raw), dim=1)
-                kept = min(self.convolution.kernel_size - 1, past.shape[1])
-                cache.history = past[:, past.shape[1] - kept :].detach().clone()  # a view would hold all of it
+            if self.convolution is not None:
+                cache.keep(raw, int(self.convolution.kernel_size) - 1)  # type: ignore[arg-type]
         return q, k, v, bias
 
     def weights(
         self, x: Float[Tensor, "batch time d_model"], memory: Float[Tensor, "batch past d_model"] | None = None
     ) -> Float[Tensor, "batch heads query key"]:
         """The attention weights themselves, to look at."""
-        q, k, _, bias = self.heads(_joined(memory, x), x.shape[1])
+        q, k, _, bias = self.heads(joined(memory, x), x.shape[1])
         return attention_weights(q, k, bias, scale=self.d_head**-0.5)
 
     def forward(
@@ -270,7 +203,7 @@ class MultiHeadAttention(nn.Module):
 
         A cache is for inference: through it no gradient reaches the key and value layers.
         """
-        return self.attend(_joined(memory, x), x.shape[1], cache)
+        return self.attend(joined(memory, x), x.shape[1], cache)
 
     def attend(
         self, context: Float[Tensor, "batch time d_model"], queries: int, cache: AttentionCache | None = None
@@ -291,7 +224,8 @@ def last(x: Tensor, n: int) -> Tensor:
     return x if n == x.shape[1] else x[:, x.shape[1] - n :]
 
 
-def _joined(memory: Tensor | None, x: Tensor) -> Tensor:
+def joined(memory: Tensor | None, x: Tensor) -> Tensor:
+    """``memory`` followed by ``x`` in time. ValueError unless they fit."""
     if x.ndim != 3:
         raise ValueError(f"the input has shape {tuple(x.shape)}: give [batch, time, d_model]")
     if memory is None:
@@ -300,6 +234,15 @@ def _joined(memory: Tensor | None, x: Tensor) -> Tensor:
         shape = f"the memory has shape {tuple(memory.shape)}, the input {tuple(x.shape)}"
         raise ValueError(f"{shape}: give a memory [batch, past, d_model] of the input's batch and width")
     return torch.cat((memory, x), dim=1)
+
+
+def _joined_biases(layers: list[nn.Linear]) -> Tensor | None:
+    """Biases of several layers side by side, zeros for a layer that has none; None where none has one."""
+    if all(layer.bias is None for layer in layers):
+        return None
+    return torch.cat(
+        [layer.weight.new_zeros(len(layer.weight)) if layer.bias is None else layer.bias for layer in layers]
+    )
 
 
 def head_width(d_model: int, n_heads: int) -> int:

@@ -74,7 +74,7 @@ class HeadConvolution(nn.Module):
             raise ValueError(f"projections {projections!r} must be some of q, k and v, in that order, such as 'kv'")
         if init not in get_args(KernelInit):
             raise ValueError(f"init {init!r} is not one of {', '.join(get_args(KernelInit))}")
-        self.n_heads, self.projections, self.init = n_heads, projections, init
+        self.n_heads, self.d_head, self.projections, self.init = n_heads, d_head, projections, init
         kernels = (len(projections), 1 if shared else n_heads, d_head)
         self.weight = nn.Parameter(torch.empty(*kernels, kernel_size))
         self.bias = nn.Parameter(torch.empty(kernels)) if bias else None

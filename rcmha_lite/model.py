@@ -9,9 +9,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rcmha_lite.attention import AttentionCache, MultiHeadAttention, last
+from rcmha_lite.attention import MultiHeadAttention, last
 from rcmha_lite.config import Activation, Config
 from rcmha_lite.convolution import HeadConvolution
+from rcmha_lite.plain import transforms_are_active
 from rcmha_lite.positions import (
     AbsolutePosition,
     AlibiPosition,
@@ -20,30 +21,28 @@ from rcmha_lite.positions import (
     RotaryPosition,
     SinusoidalRelativePosition,
 )
+from rcmha_lite.streaming import AttentionCache
 
 
 class _SquaredReLU(torch.autograd.Function):
-    """Its derivative, 2·max(x, 0), needs no second look at the sign: one pass over the widest array of a block."""
+    """Its derivative, 2·max(x, 0), needs no second look at the sign: fewer passes over the widest array of a block."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
-        y = F.relu(x)
-        ctx.save_for_backward(y)
-        return y * y
+        ctx.save_for_backward(x)
+        return F.relu(x).square_()
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        if torch.is_grad_enabled():  # autograd wants to differentiate this, and y would count as a constant
-            raise RuntimeError("squared_relu is made for first derivatives: for second ones write relu(x).square()")
-        (y,) = ctx.saved_tensors
-        return (y * gradient).mul_(2)
+        (x,) = ctx.saved_tensors
+        slope = F.relu(x) * gradient
+        return 2 * slope if torch.is_grad_enabled() else slope.mul_(2)
 
 
 def squared_relu(x: Tensor) -> Tensor:
-    """max(x, 0)², the activation of Primer (So et al. 2021, arXiv 2109.08668).
-
-    Made for autograd's first derivatives: RuntimeError at a second one, and inside a transform of ``torch.func``.
-    """
+    """max(x, 0)², the activation of Primer (So et al. 2021, arXiv 2109.08668)."""
+    if transforms_are_active() or torch.compiler.is_compiling():
+        return F.relu(x).square()
     found: Tensor = _SquaredReLU.apply(x)
     return found
 
@@ -74,7 +73,7 @@ class Dropout(nn.Module):
 
     def forward(self, x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         """``x`` with elements dropped; ``x`` itself outside training."""
-        if not self.training or not self.p or x.device.type != "cpu":
+        if not self.training or not self.p or x.device.type != "cpu" or transforms_are_active():
             return F.dropout(x, self.p, self.training)
         dropped = min(max(round(self.p * 256), 1), 255)
         words = torch.empty(-(-x.numel() // 8), dtype=torch.int64).random_(-(2**63), None)
@@ -105,7 +104,7 @@ class Block(nn.Module):
         self.attention_norm, self.feed_forward_norm = (nn.LayerNorm(config.d_model), nn.LayerNorm(config.d_model))
         self.attention = build_attention(config, generator)
         self.feed_forward = FeedForward(config.d_model, config.d_ff, config.activation)
-        self.dropout = Dropout(config.dropout)
+        self.attention_dropout, self.feed_forward_dropout = Dropout(config.dropout), Dropout(config.dropout)
 
     def forward(
         self,
@@ -113,10 +112,18 @@ class Block(nn.Module):
         queries: int | None = None,
         cache: AttentionCache | None = None,
     ) -> Float[Tensor, "batch queries d_model"]:
-        """The last ``queries`` positions of ``context`` (all, unless given), answered; those before are memory."""
+        """The last ``queries`` positions of ``context`` (all, unless given), answered; those before are memory.
+
+        ``attention`` may be any module that is called with (x), or (x, memory) where there is a memory, and with a
+        ``cache`` in a stream.
+        """
         queries = context.shape[1] if queries is None else queries
-        x = last(context, queries) + self.dropout(self.attention.attend(self.attention_norm(context), queries, cache))
-        return x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
+        x, normed = last(context, queries), self.attention_norm(context)
+        past, given = context.shape[1] - queries, {} if cache is None else {"cache": cache}
+        memory, present = normed.split((past, queries), dim=1) if past else (None, normed)
+        answer = self.attention(present, **given) if memory is None else self.attention(present, memory, **given)
+        x = x + self.attention_dropout(answer)
+        return x + self.feed_forward_dropout(self.feed_forward(self.feed_forward_norm(x)))
 
 
 def build_attention(config: Config, generator: torch.Generator | None = None) -> MultiHeadAttention:
@@ -187,6 +194,23 @@ class LanguageModel(nn.Module):
         """An empty cache for each block, of at most ``limit`` keys (None: all)."""
         return [AttentionCache(limit) for _ in self.blocks]
 
+    def tied_weight(self) -> Float[Tensor, "vocabulary d_model"]:
+        """The embedding as the output layer's weight: what it makes of every id, if it is more than a table."""
+        weight = getattr(self.embedding, "weight", None)
+        if (
+            isinstance(weight, Tensor)
+            and type(weight) in (nn.Parameter, Tensor)
+            and type(self.embedding) is nn.Embedding
+        ):
+            return weight
+        everything: Tensor = self.embedding(torch.arange(self.config.vocabulary, device=self.device))
+        return everything
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return next(self.parameters()).device
+
     def require_known(self, ids: Int[Tensor, " time"]) -> None:
         """ValueError unless ``ids`` stand in one row and are all of the vocabulary."""
         if ids.ndim != 1:
@@ -215,12 +239,12 @@ class LanguageModel(nn.Module):
             )
         seen = memory.seen if memory is not None else cache[0].seen if cache is not None else 0
         x = self.embedding(ids)
-        x = self.dropout(self.position(x, seen) if self.position else x)
+        x = self.dropout(x if self.position is None else self.position(x, seen))
         kept, time = [], ids.shape[1]
         for n, block in enumerate(self.blocks):
             context = torch.cat((memory.hidden[n], x), dim=1) if memory is not None else x
             kept.append(context.detach()[:, -self.config.memory :])
             x = block(context, time, cache[n] if cache is not None else None)
         x = self.norm(x)
-        logits = self.output(x) if self.output else F.linear(x, self.embedding.weight)
+        logits = F.linear(x, self.tied_weight()) if self.output is None else self.output(x)
         return logits, Memory(tuple(kept), seen + time) if self.config.memory else None

@@ -1,0 +1,80 @@
+"""What an attention layer remembers of a stream of text, so that the next piece can be read alone."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class AttentionCache:
+    """What a layer remembers of a stream: keys and values, and the projections that its kernels still reach.
+
+    Keys and values stand in buffers with room to spare, so that a new one is written and the old ones stay. At most
+    ``limit`` are kept after each piece, the oldest dropped first, so with a limit the outputs depend on the pieces: a
+    query sees its own piece and ``limit`` keys before it. None keeps all. ``seen`` counts every position so far.
+    For inference, under ``torch.no_grad()``: no gradient reaches keys or values, kept or new. Kernels go on across
+    pieces, whatever ``fresh_queries`` says. ValueError for a negative limit.
+    """
+
+    limit: int | None = None
+    seen: int = 0
+    history: Tensor | None = None
+    _keys: Tensor | None = None
+    _values: Tensor | None = None
+    _start: int = 0
+    _stop: int = 0
+
+    def __post_init__(self) -> None:
+        if self.limit is not None and self.limit < 0:
+            raise ValueError(f"limit {self.limit} is negative: give the number of keys to keep, or None for all")
+
+    def __len__(self) -> int:
+        """Keys that the next call may see beside its own."""
+        return self._stop - self._start
+
+    def __bool__(self) -> bool:
+        """True: an empty cache is a cache."""
+        return True
+
+    def require_batch(self, batch: int) -> None:
+        """ValueError unless a piece of this batch size can continue the stream."""
+        if self._keys is not None and batch != len(self._keys):
+            stream = f"a piece of batch {batch} does not continue a stream of batch {len(self._keys)}"
+            raise ValueError(f"{stream}: start a new AttentionCache")
+
+    @torch.no_grad()
+    def extend(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Append keys and values ``[batch, heads, time, width]``, and return all that this call may see."""
+        if self._keys is not None and keys.dtype != self._keys.dtype:
+            stream = f"a piece in {keys.dtype} does not continue a stream in {self._keys.dtype}"
+            raise ValueError(f"{stream}: read both under the same autocast, or start a new AttentionCache")
+        stop, needed = self._stop + keys.shape[2], len(self) + keys.shape[2]
+        room = 0 if self._keys is None else self._keys.shape[2]
+        wasted = self.limit is not None and room > 8 * (self.limit + needed)  # after one long piece
+        if self._keys is None or self._values is None or stop > room or wasted:
+            kept = slice(self._start, self._stop)
+            self._keys, self._values = _moved(self._keys, kept, keys), _moved(self._values, kept, values)
+            self._start, self._stop, stop = 0, len(self), len(self) + keys.shape[2]
+        self._keys[:, :, self._stop : stop] = keys
+        self._values[:, :, self._stop : stop] = values
+        seen = slice(self._start, stop)
+        self.seen, self._stop = self.seen + keys.shape[2], stop
+        self._start = self._start if self.limit is None else max(self._start, stop - self.limit)
+        return self._keys[:, :, seen], self._values[:, :, seen]
+
+    def keep(self, projections: Tensor, past: int) -> None:
+        """Remember the last ``past`` rows of the projections so far, ``[batch, time, width]``, for kernels to reach."""
+        rows = projections if self.history is None else torch.cat((self.history, projections), dim=1)
+        kept = min(past, rows.shape[1])
+        self.history = rows[:, rows.shape[1] - kept :].detach().clone()  # a view would hold all of it
+
+
+def _moved(old: Tensor | None, kept: slice, new: Tensor) -> Tensor:
+    """A buffer twice as long as what it must hold, with the ``kept`` part of the old one at its beginning."""
+    batch, heads, time, width = new.shape
+    length = kept.stop - kept.start
+    buffer = new.new_empty(batch, heads, 2 * (length + time), width)
+    if old is not None:
+        buffer[:, :, :length] = old[:, :, kept]
+    return buffer
