@@ -117,6 +117,7 @@ def test_tied_embeddings_share_the_weight():
     assert not any(name.startswith("output") for name in tied.state_dict())
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning")  # PyTorch's own, in its first jvp
 def test_squared_relu():
     exercises.check_squared_relu(squared_relu)
     x, upstream = exercises.random(3, 50).requires_grad_(), exercises.random(3, 50, seed=1)
