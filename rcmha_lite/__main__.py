@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
@@ -10,7 +11,15 @@ import click
 
 from rcmha_lite.config import CELLS, PRESETS, Config
 
-FOLDER = click.Path(path_type=Path)
+
+class Folder(click.Path):
+    """A path in which ~ stands for the home folder, also where no shell has put it in."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return super().convert(os.path.expanduser(value), param, ctx)
+
+
+FOLDER = Folder(path_type=Path)
 
 
 def config_flags(command: Any) -> Any:

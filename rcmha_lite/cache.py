@@ -1,5 +1,6 @@
 """Files of the book by their SHA-256: nothing unverified is used or kept."""
 
+import errno
 import hashlib
 import os
 import tempfile
@@ -49,12 +50,21 @@ def fetch(name: str, sha256: str, sources: Mapping[str, Callable[[], bytes]]) ->
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """Writes beside `path`, then renames: a reader, or a crash, finds the old file or the new, never a part."""
+    """Writes beside `path`, then renames: a reader, or a crash, finds the old file or the new, never a part.
+
+    OSError, saying what to do, where the disk is full.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".partial-") as scratch:
-        partial = Path(scratch, path.name)
-        with partial.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
+    try:
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".partial-") as scratch:
+            partial = Path(scratch, path.name)
+            with partial.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(partial, path)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        full = f"no space left in {path.parent} for the {len(data) / 1e6:.1f} MB of {path.name}"
+        raise OSError(f"{full}: free some and give the same command again; what was there before is whole") from error

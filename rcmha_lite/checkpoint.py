@@ -1,10 +1,14 @@
 """A run's folder: config.json, weights.safetensors, training.safetensors, results.json. Each is written whole."""
 
 import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
@@ -14,6 +18,9 @@ from rcmha_lite.config import Config
 from rcmha_lite.model import LanguageModel, Memory
 
 CONFIG, WEIGHTS, TRAINING, RESULTS = ("config.json", "weights.safetensors", "training.safetensors", "results.json")
+
+MAY_CHANGE = ("compile", "device", "eval_every", "checkpoint_every")
+"""Fields that a resumed run may change, since they change no more than last digits; the record names them."""
 
 
 class CheckpointError(RuntimeError):
@@ -32,9 +39,41 @@ class Progress(NamedTuple):
     origins: tuple[dict[str, Any], ...] = ()
 
 
+@contextmanager
+def owned(folder: Path) -> Iterator[None]:
+    """Own a run's folder, so that no other run writes there; of several processes the first does.
+
+    CheckpointError, at once, while another run owns it. A run that died owns nothing.
+    """
+    if os.environ.get("RANK", "0") != "0":
+        yield
+        return
+    made = not folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".lock")
+    try:
+        for _ in range(2):  # the last owner may have removed the file that we opened
+            lock.acquire(timeout=0)
+            if Path(lock.lock_file).exists():
+                break
+            lock.release()
+    except Timeout as error:
+        busy = f"another run is writing into {folder}"
+        raise CheckpointError(f"{busy}: wait until it ends, or name another --out folder") from error
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # Windows removes it at the release
+            Path(lock.lock_file).unlink()
+        lock.release()
+        if made:
+            with suppress(OSError):  # there is something in it
+                folder.rmdir()
+
+
 def save_weights(folder: str | Path, model: LanguageModel) -> None:
     """Configuration and weights: all that evaluation and sampling need."""
-    folder = Path(folder)
+    folder = Path(os.path.expanduser(folder))
     write_whole(folder / CONFIG, model.config.to_json().encode())
     tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
     write_whole(folder / WEIGHTS, save(tensors, {"format": "pt"}))
@@ -42,7 +81,7 @@ def save_weights(folder: str | Path, model: LanguageModel) -> None:
 
 def load_model(folder: str | Path, device: str | torch.device = "cpu") -> LanguageModel:
     """The model of a run's folder, in evaluation mode. CheckpointError says what is missing or does not fit."""
-    folder = Path(folder)
+    folder = Path(os.path.expanduser(folder))
     for name in (CONFIG, WEIGHTS):
         if not (folder / name).is_file():
             raise CheckpointError(f"{folder} holds no {name}: name the --out folder of a training run")
@@ -145,12 +184,11 @@ def _require_same(theirs: Config, ours: Config, folder: Path) -> None:
     differences = [
         f"{name} {getattr(theirs, name)} there, {getattr(ours, name)} here"
         for name in vars(ours)
-        if getattr(theirs, name) != getattr(ours, name) and name not in ("device", "checkpoint_every")
+        if getattr(theirs, name) != getattr(ours, name) and name not in MAY_CHANGE
     ]
     if differences:
         raise CheckpointError(
-            f"{folder} holds a run of another configuration ({'; '.join(differences)}): "
-            "name another --out folder, or delete this one"
+            f"{folder} holds a run of another configuration ({'; '.join(differences)}): name another --out folder"
         )
 
 
@@ -169,7 +207,14 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         with safe_open(path, "pt") as file:
             return {name: file.get_tensor(name).clone() for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except SafetensorError as error:
-        raise CheckpointError(f"{path} cannot be read as safetensors ({error}): it is damaged; delete it") from error
+        fault = f"{path} cannot be read as safetensors ({error}): it was cut short, or is something else"
+        raise CheckpointError(f"{fault}; {_REMEDY[path.name]}") from error
+
+
+_REMEDY = {
+    WEIGHTS: f"where {TRAINING} is beside it, the command that trained the run writes it anew",
+    TRAINING: f"put back a copy, or name another --out folder; evaluate and sample need only {WEIGHTS} beside it",
+}
 
 
 def _brief(error: Exception) -> str:

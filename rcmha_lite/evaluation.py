@@ -1,6 +1,7 @@
 """Loss and accuracy over a whole text, in two stated ways."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -28,13 +29,20 @@ class Evaluation:
 
 @torch.no_grad()
 def evaluate(
-    model: LanguageModel, ids: Int[Tensor, " time"], *, window: int = 256, sliding: bool = False, batch: int = 32
+    model: LanguageModel,
+    ids: Int[Tensor, " time"],
+    *,
+    window: int = 256,
+    sliding: bool = False,
+    batch: int = 32,
+    between: Callable[[], None] | None = None,
 ) -> Evaluation:
     """Score every character of ``ids`` but the first, each once.
 
     Windows of ``window`` inputs lie side by side and every position is scored, nanoGPT's way; the first positions
     of each have little context. ``sliding`` windows overlap by half, and only the second half is scored (of the
     first window, all). A model with memory reads each window segment by segment, its memory empty at the start.
+    ``between`` is called after each batch, and may raise.
     ValueError for fewer than two ids, ids that the model does not know, a window or batch below 1, or a loss that is
     not a finite number.
     """
@@ -62,6 +70,8 @@ def evaluate(
                 wanted = targets[at[:, skip:]].flatten().to(device)
                 loss += F.cross_entropy(logits, wanted, reduction="sum").item()
                 right += int((logits.argmax(dim=-1) == wanted).sum())
+                if between is not None:
+                    between()
     finally:
         model.train(training)
     if not math.isfinite(loss):

@@ -1,5 +1,6 @@
 """Where a result comes from: commit, versions, hardware."""
 
+import os
 import platform
 import subprocess
 import sys
@@ -9,6 +10,10 @@ from typing import Any, NamedTuple
 
 import psutil
 import torch
+
+VARIABLES = ("ACCELERATE_", "ATEN_", "CUBLAS_", "CUDA_", "DNNL_", "GOMP_", "KMP_", "MKL_", "NVIDIA_", "OMP_", "ONEDNN_",
+             "OPENBLAS_", "PYTORCH_", "TORCH", "FSDP_", "XLA_")  # fmt: skip
+"""Beginnings of the names of environment variables that the libraries of a run read."""
 
 CODE = [f":/{folder}" for folder in ("rcmha_lite", "experiments/*.py", "benchmarks/*.py")]
 """What results follow from."""
@@ -24,6 +29,7 @@ def manifest() -> dict[str, Any]:
         "processor": _processor(),
         "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "environment": {name: value for name, value in sorted(os.environ.items()) if name.startswith(VARIABLES)},
     }
 
 

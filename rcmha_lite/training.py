@@ -6,20 +6,16 @@ import json
 import math
 import os
 import shutil
-import signal
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
+from accelerate.utils import GradientAccumulationPlugin
 from torch import Tensor
 from torch.nn import functional as F
-from tqdm.auto import tqdm
 
 from rcmha_lite import checkpoint
 from rcmha_lite.cache import write_whole
@@ -29,10 +25,8 @@ from rcmha_lite.data import CharTokenizer, contiguous_segments, load_tiny_shakes
 from rcmha_lite.evaluation import evaluate
 from rcmha_lite.manifest import bfloat16_is_fast, manifest
 from rcmha_lite.model import LanguageModel, Memory
-
-
-class Interrupted(Exception):  # noqa: N818
-    """Training was stopped by Ctrl-C, after its checkpoint was written."""
+from rcmha_lite.stopping import Interrupted as Interrupted
+from rcmha_lite.stopping import Stop, progress_bar, stop_requested
 
 
 def build_optimizers(model: LanguageModel, config: Config) -> list[torch.optim.Optimizer]:
@@ -89,9 +83,11 @@ class Trainer:
         device = PartialState(cpu=cpu).device
         half = config.precision == "bfloat16" or (config.precision == "auto" and bfloat16_is_fast(device))
         self.accelerator = Accelerator(
-            mixed_precision="bf16" if half else "no", cpu=cpu, gradient_accumulation_steps=config.accumulate
+            mixed_precision="bf16" if half else "no",
+            cpu=cpu,
+            gradient_accumulation_plugin=GradientAccumulationPlugin(config.accumulate),  # no variable overrides it
         )
-        self.config, self.out = config, out
+        self.config, self.out, self.stop = config, out, Stop()
         self.world, self.rank = self.accelerator.num_processes, self.accelerator.process_index
         if config.batch % (self.world * config.accumulate):
             parts = f"{self.world} processes × accumulate {config.accumulate}"
@@ -116,20 +112,21 @@ class Trainer:
         self.memory = memory and Memory(tuple(h[self.share] for h in memory.hidden), memory.seen)
         self.done, self.seconds, self.curve = progress.step, progress.seconds, list(progress.curve)
         self.since = torch.tensor(progress.since)  # sums of loss, accuracy and steps
-        origin = manifest() | {"data_sha256": hashlib.sha256(text.encode()).hexdigest()}
+        origin = manifest() | {
+            "data_sha256": hashlib.sha256(text.encode()).hexdigest(),
+            "device": str(self.accelerator.device),
+            "precision": self.accelerator.mixed_precision,
+            "processes": self.world,
+            **{name: getattr(config, name) for name in checkpoint.MAY_CHANGE if name != "device"},
+        }
         if any(earlier["data_sha256"] != origin["data_sha256"] for earlier in progress.origins):
             raise checkpoint.CheckpointError(f"{out} holds a run on another text: name another --out folder")
         self.origins = [*progress.origins, *([] if origin in progress.origins else [origin])]
 
     def manifest(self) -> dict[str, Any]:
         """Where the run's results come from: machine and versions, seed, text, device; what differed when resumed."""
-        return self.origins[0] | {
-            "seed": self.config.seed,
-            "device": str(self.accelerator.device),
-            "precision": self.accelerator.mixed_precision,
-            "processes": self.world,
-            **({"resumed": self.origins[1:]} if self.origins[1:] else {}),
-        }
+        resumed = {"resumed": self.origins[1:]} if self.origins[1:] else {}
+        return self.origins[0] | {"seed": self.config.seed} | resumed
 
     @property
     def share(self) -> slice:
@@ -180,39 +177,64 @@ class Trainer:
             checkpoint.save_weights(self.out, self.model)  # first: a finished checkpoint has its weights
             checkpoint.save_training(self.out, self.model, self.optimizers, memory, progress)
 
-    def run(self, show: bool, stop: Tensor) -> None:
-        """The steps that are left. Interrupted, after a checkpoint, once the flag ``stop`` is set."""
-        main = self.accelerator.is_main_process
+    def run(self, show: bool) -> None:
+        """The steps that are left. Interrupted, after a checkpoint, once ``stop`` was requested."""
         config, device = self.config, self.accelerator.device
         characters = config.batch * config.context
-        bar = tqdm(total=config.steps, initial=self.done, unit="step", disable=not (show and main))
-        with bar:
+        with progress_bar(config.steps, self.done, show and self.accelerator.is_main_process) as bar:
+            if self.validation_is_due() and (not self.curve or self.curve[-1]["step"] != self.done):
+                self.finish_step()  # stopped in its validation
             for step in range(self.done, config.steps):
                 began = time.perf_counter()
-                sums = torch.cat((self.step(step), torch.ones(1, device=device), stop.to(device)))
+                stopping = torch.tensor([float(self.stop.requested)], device=device)
+                sums = torch.cat((self.step(step), torch.ones(1, device=device), stopping))
                 sums = (self.accelerator.reduce(sums, "sum") / self.world).cpu()
                 self.since, self.done = self.since + sums[:3], step + 1
                 speed = characters / (time.perf_counter() - began)
-                if (config.eval_every and self.done % config.eval_every == 0) or self.done == config.steps:
-                    self.curve.append(self.validate())
-                    self.since = torch.zeros(3)
-                self.seconds += time.perf_counter() - began
                 loss, accuracy = sums[:2].tolist()
                 if not math.isfinite(loss):
                     raise ValueError(f"the loss is {loss} at step {self.done}: give a lower learning_rate or muon_rate")
-                stopping = bool(sums[3] > 0)
-                if stopping or self.done % config.checkpoint_every == 0 or self.done == config.steps:
-                    self.save()
+                self.seconds += time.perf_counter() - began
+                self.stop.requested |= bool(sums[3] > 0)  # in any of the processes
+                self.finish_step()
                 shown = {"loss": f"{loss:.3f}", "accuracy": f"{accuracy:.3f}", "characters/s": f"{speed:,.0f}"}
                 bar.set_postfix(shown, refresh=False)
                 bar.update()
-                if stopping and self.done < config.steps:
-                    raise Interrupted(f"stopped after step {self.done}; the same command goes on from {self.out}")
+
+    def validation_is_due(self) -> bool:
+        """Whether the learning curve has a point after the last step."""
+        every = self.config.eval_every
+        return bool(self.done) and (self.done == self.config.steps or bool(every and self.done % every == 0))
+
+    def finish_step(self) -> None:
+        """What follows a step: a validation and a checkpoint where they are due. Interrupted, after a checkpoint, if
+        ``stop`` was requested; a validation that is cut short is made again."""
+        try:
+            if self.validation_is_due():
+                began = time.perf_counter()
+                self.curve.append(self.validate())
+                self.since = torch.zeros(3)
+                self.seconds += time.perf_counter() - began
+        except Interrupted:
+            self.save()
+            raise
+        if self.stop.requested or self.done % self.config.checkpoint_every == 0 or self.done == self.config.steps:
+            self.save()
+        if self.stop.requested and self.done < self.config.steps:
+            self.leave()
+
+    def leave(self) -> None:
+        """Interrupted, if any process was asked to stop."""
+        requested = torch.tensor(float(self.stop.requested), device=self.accelerator.device)
+        if self.world > 1:
+            requested = self.accelerator.reduce(requested, "sum")
+        if requested > 0:
+            raise Interrupted(f"stopped after step {self.done}; the same command goes on from {self.out}")
 
     def validate(self) -> dict[str, float]:
         """A point of the learning curve: training means since the last one, and the whole validation split."""
         loss, accuracy = (self.since[:2] / self.since[2]).tolist()
-        found = evaluate(self.model, self.validation_ids, window=self.config.window)
+        found = evaluate(self.model, self.validation_ids, window=self.config.window, between=self.leave)
         point = {"step": self.done, "train_loss": loss, "train_accuracy": accuracy}
         return point | {"val_loss": found.loss, "val_accuracy": found.accuracy}
 
@@ -225,31 +247,34 @@ def train(config: Config, out: str | Path, *, text: str | None = None, progress:
     share each batch. Returns the results, also written to ``out/results.json``. Seeds PyTorch's generator, and makes
     Accelerate's state anew. Raises CheckpointError if ``out`` holds another run; ValueError if the configuration does
     not fit the text or the processes, or the loss is no longer a number; and Interrupted, with the checkpoint
-    written, after Ctrl-C.
+    written, after Ctrl-C or a request to terminate. A second one ends at once, the last checkpoint being whole.
+    CheckpointError, too, while another run writes into ``out``.
     """
-    text, out = load_tiny_shakespeare() if text is None else text, Path(out)
-    trainer = Trainer(config, out, text)
-    if trainer.done == config.steps and (out / checkpoint.RESULTS).is_file():
-        if trainer.accelerator.is_main_process:  # they may have been damaged since
-            checkpoint.save_weights(out, trainer.model)
-        return checkpoint.load_results(out)
-    with stop_requested() as stop:
+    text, out = load_tiny_shakespeare() if text is None else text, Path(os.path.expanduser(out))
+    with checkpoint.owned(out), stop_requested() as stop:
+        trainer = Trainer(config, out, text)
+        trainer.stop = stop
+        if trainer.done == config.steps and (out / checkpoint.RESULTS).is_file():
+            if trainer.accelerator.is_main_process:  # they may have been damaged since
+                checkpoint.save_weights(out, trainer.model)
+            return checkpoint.load_results(out)
         if not trainer.done:
             trainer.save()
-        trainer.run(progress, stop)
-    if not trainer.accelerator.is_main_process:
-        return {}
-    results = summarise(trainer)
-    write_whole(out / checkpoint.RESULTS, (json.dumps(results, indent=2) + "\n").encode())
-    return results
+        trainer.run(progress)
+        if not trainer.accelerator.is_main_process:
+            return {}
+        results = summarise(trainer)
+        write_whole(out / checkpoint.RESULTS, (json.dumps(results, indent=2) + "\n").encode())
+        return results
 
 
 def summarise(trainer: Trainer) -> dict[str, Any]:
     """The finished run's validation figures in float32, both ways; its curve, configuration and manifest."""
     model = checkpoint.load_model(trainer.out, trainer.accelerator.device)
     config, ids = trainer.config, trainer.validation_ids
-    side_by_side = evaluate(model, ids, window=config.window)
-    sliding = evaluate(model, ids, window=config.window, sliding=True)
+    alone = trainer.leave if trainer.world == 1 else None  # the other processes have ended
+    side_by_side = evaluate(model, ids, window=config.window, between=alone)
+    sliding = evaluate(model, ids, window=config.window, sliding=True, between=alone)
     return {
         "val_loss": side_by_side.loss,
         "val_accuracy": side_by_side.accuracy,
@@ -263,19 +288,3 @@ def summarise(trainer: Trainer) -> dict[str, Any]:
         "config": dataclasses.asdict(config),
         "manifest": trainer.manifest(),
     }
-
-
-@contextmanager
-def stop_requested() -> Iterator[Tensor]:
-    """A flag, shape [1], that Ctrl-C or a termination request sets to 1, so that the step in hand can end."""
-    flag = torch.zeros(1)
-    if threading.current_thread() is not threading.main_thread():
-        yield flag
-        return
-    kinds = (signal.SIGINT, signal.SIGTERM)
-    before = [signal.signal(kind, lambda *_: flag.fill_(1)) for kind in kinds]
-    try:
-        yield flag
-    finally:
-        for kind, handler in zip(kinds, before, strict=True):
-            signal.signal(kind, handler)

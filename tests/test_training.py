@@ -404,3 +404,74 @@ def test_memory_starts_empty_in_each_epoch(tmp_path):
         trainer.step(n)
         seen.append(trainer.memory.seen)
     assert seen == [64 * (n % epoch + 1) for n in range(2 * epoch)]
+
+
+def test_a_folder_has_one_owner(tmp_path, launch):
+    """While one process trains, a second run is refused at once; a killed one owns nothing."""
+    config, out = FAST.replace(steps=100_000, eval_every=0), tmp_path / "run"
+    first = launch(config, out)
+    while checkpoint_step(out) < 3:
+        assert first.poll() is None
+        time.sleep(0.01)
+    began = time.monotonic()
+    for other in (config, FAST.replace(seed=7)):
+        with pytest.raises(CheckpointError, match=r"another run is writing into .*run: wait until it ends, or name"):
+            train(other, out, text=TEXT, progress=False)
+    assert time.monotonic() - began < 2
+    assert first.poll() is None
+    first.kill()
+    first.wait()
+    with pytest.raises(CheckpointError, match="another configuration"):
+        train(FAST.replace(seed=7), out, text=TEXT, progress=False)
+    assert not (out / ".lock").exists()
+
+
+def test_a_variable_of_a_library_changes_nothing_and_is_recorded(tmp_path, monkeypatch):
+    config = FAST.replace(optimizer="adamw")
+    plain = train(config, tmp_path / "plain", text=TEXT, progress=False)
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    again = train(config, tmp_path / "again", text=TEXT, progress=False)
+    assert again["curve"] == plain["curve"]
+    assert again["manifest"]["environment"]["ACCELERATE_GRADIENT_ACCUMULATION_STEPS"] == "4"
+    assert again["manifest"]["precision"] == "no"
+
+
+def test_what_changes_only_last_digits_may_change_and_is_recorded(tmp_path, monkeypatch):
+    step = training.Trainer.step
+
+    def stop_at_six(self, n):
+        if n == 5:
+            signal.raise_signal(signal.SIGINT)
+        return step(self, n)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training.Trainer, "step", stop_at_six)
+        with pytest.raises(Interrupted):
+            train(FAST, tmp_path, text=TEXT, progress=False)
+    found = train(FAST.replace(eval_every=4, checkpoint_every=2), tmp_path, text=TEXT, progress=False)
+    assert [point["step"] for point in found["curve"]] == [5, 8, 12]
+    assert found["manifest"]["eval_every"] == 5
+    assert [(later["eval_every"], later["checkpoint_every"]) for later in found["manifest"]["resumed"]] == [(4, 2)]
+
+
+def test_home_is_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    train(FAST, "~/run", text=TEXT, progress=False)
+    assert load_model("~/run").config == FAST
+    assert (tmp_path / "run" / checkpoint.RESULTS).is_file()
+
+
+def test_a_full_disk_is_named_and_loses_nothing(tmp_path, monkeypatch):
+    train(FAST.replace(steps=6), tmp_path / "six", text=TEXT, progress=False)
+    train(FAST, tmp_path / "run", text=TEXT, progress=False)
+    before = (tmp_path / "run" / checkpoint.WEIGHTS).read_bytes()
+
+    def full(_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("rcmha_lite.cache.os.fsync", full)
+    with pytest.raises(OSError, match=r"no space left in .*run for the .* MB of .*: free some and give the same"):
+        train(FAST, tmp_path / "run", text=TEXT, progress=False)
+    assert (tmp_path / "run" / checkpoint.WEIGHTS).read_bytes() == before
