@@ -10,6 +10,7 @@ from torch import Tensor
 from rcmha_lite.data import CharTokenizer
 from rcmha_lite.evaluation import read_window
 from rcmha_lite.model import LanguageModel
+from rcmha_lite.stepping import Stepper
 
 
 def next_probabilities(
@@ -40,6 +41,8 @@ def next_probabilities(
     exact = logits.double()
     below = exact - exact.max(dim=-1, keepdim=True).values  # 0 at best, however small the temperature
     probabilities = (below / temperature).softmax(dim=-1)
+    if top_k is None and top_p is None:
+        return probabilities.to(logits.dtype)
     ordered, order = probabilities.sort(dim=-1, descending=True, stable=True)
     before = ordered.cumsum(dim=-1) - ordered
     keep = before < (math.inf if top_p is None else top_p)
@@ -84,7 +87,7 @@ def generate_ids(
         window = config.context + config.memory
         segmented = config.fresh_queries and config.kernel_size and config.memory  # read them as training does
         seen = prompt.tolist()
-        unread, cache = seen[-window:], model.new_cache(window - 1)
+        unread, cache, stepper = seen[-window:], model.new_cache(window - 1), Stepper(model)
         for _ in range(length):
             if segmented:
                 start = -(-max(0, len(seen) - window) // config.context) * config.context
@@ -92,7 +95,8 @@ def generate_ids(
             else:
                 if model.position and cache[0].seen + len(unread) > window:
                     unread, cache = seen[-max(1, window // 2) :], model.new_cache(window - 1)
-                out, _ = model(torch.tensor([unread], device=device), cache=cache)
+                ids = torch.tensor(unread, device=device)
+                out = stepper(ids, cache)[None] if len(ids) == 1 else model(ids[None], cache=cache)[0]
             logits = out[0, -1].float().cpu()
             choice = next_probabilities(logits, temperature=temperature, top_k=top_k, top_p=top_p)
             unread = [int(torch.multinomial(choice, 1, generator=generator))]
