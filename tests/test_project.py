@@ -9,7 +9,6 @@ from PIL import Image
 
 import rcmha_lite
 from experiments.registry import BASE
-from experiments.reproduce import TOLERANCE
 from experiments.results import load
 from rcmha_lite.config import PRESETS, Config
 from rcmha_lite.data import SHA256
@@ -49,12 +48,6 @@ def test_readme_names_the_steps_of_equal_time():
     steps = {cell: load(f"equal_time/{cell}-relu2-0")["config"]["steps"] for cell in ("rcmha", "rmha")}
     text = readme.README.read_text(encoding="utf-8")
     assert f"RCMHA has {steps['rcmha']} and RMHA {steps['rmha']}, what fits into MHA's {BASE.steps}" in text
-
-
-def test_readme_names_the_tolerance_of_reproduce_quick():
-    loss, accuracy = (TOLERANCE[what] for what in ("val_loss", "val_accuracy"))
-    text = readme.README.read_text(encoding="utf-8")
-    assert f"within {loss} of these losses, {accuracy} of these accuracies" in text
 
 
 def test_readme_figure_is_of_these_results():
