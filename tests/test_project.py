@@ -41,7 +41,7 @@ def test_readme_shows_the_results_that_are_there():
 
 
 def test_readme_compares_by_eight_seeds_or_more():
-    assert all(found.n >= 8 for both in readme.earned().values() for found in both)
+    assert all(found.interval.n >= 8 for both in readme.earned().values() for found in both)
 
 
 def test_readme_names_the_steps_of_equal_time():
