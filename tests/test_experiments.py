@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from scipy import stats
 
 from experiments import __main__ as command
 from experiments import induction, measures, reproduce, results
