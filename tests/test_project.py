@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 import rcmha_lite
+from experiments.questions import QUESTIONS, finding
 from experiments.registry import BASE
 from experiments.results import load
 from rcmha_lite.config import PRESETS, Config
@@ -48,6 +49,27 @@ def test_readme_names_the_steps_of_equal_time():
     steps = {cell: load(f"equal_time/{cell}-relu2-0")["config"]["steps"] for cell in ("rcmha", "rmha")}
     text = readme.README.read_text(encoding="utf-8")
     assert f"RCMHA has {steps['rcmha']} and RMHA {steps['rmha']}, what fits into MHA's {BASE.steps}" in text
+
+
+def test_readme_names_both_prices_of_a_step():
+    """RCMHA / MHA on one thread: as measured, and as fitted, which gave the runs of equal time their steps."""
+    timed = json.loads((ROOT / "benchmarks/results/ablation.json").read_text(encoding="utf-8"))["results"]
+    direct = timed["cells"]["rcmha-relu2"]["milliseconds"] / timed["cells"]["mha-relu2"]["milliseconds"]
+    adds = timed["adds"]
+    fit = sum(adds.values()) / (adds["nothing"] + adds["squared ReLU"])
+    text = readme.README.read_text(encoding="utf-8")
+    assert f"{direct:.2f} times as measured, {fit:.2f} by the fit" in text
+
+
+def test_readme_says_what_the_rule_says_beside_its_table():
+    text = readme.README.read_text(encoding="utf-8")
+    plays = [
+        finding(question, comparison, "loss on the plays left out")
+        for question, comparison in (("sixteen seeds", "convolution beside RMHA"), ("starts", "pytorch, beside RMHA"))
+    ]
+    assert all(found.settled for found in plays)
+    assert "by {:.3f} and {:.3f}".format(*(-found.interval.mean for found in plays)) in text
+    assert not any(found.settled for found in QUESTIONS["longer"].findings().values())
 
 
 def test_readme_figure_is_of_these_results():
