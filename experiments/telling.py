@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from scipy import stats
 
 from experiments.inference import LEVEL, Finding, smallest_effect
+from experiments.questions import QUESTIONS
 
 ENOUGH = 8
 """Seeds that a verdict takes where a run is short."""
@@ -34,3 +35,8 @@ def tell(found: Mapping[str, Finding]) -> None:
     width = max(map(len, found))
     for name, one in found.items():
         print(f"{name:{width}}  {told(one)}")
+
+
+def answers(question: str, measure: str) -> dict[str, Finding]:
+    """The rule's answers to a question on one measure, by comparison."""
+    return {name: found for (name, of), found in QUESTIONS[question].findings().items() if of == measure}

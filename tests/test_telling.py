@@ -3,7 +3,8 @@
 import pytest
 
 from experiments.inference import judge
-from experiments.telling import seen_by, tell, told
+from experiments.questions import QUESTIONS, finding
+from experiments.telling import answers, seen_by, tell, told
 
 FAR = [1.0, 1.1, 0.9, 1.05, 0.95, 1.02, 0.98, 1.0]
 AROUND = [1.0, -1.0, 0.5, -0.5, 2.0, -2.0, 0.1, -0.1]
@@ -27,3 +28,9 @@ def test_four_seeds_say_what_eight_would_see():
     found = judge({"far": FAR[:4]}, family=3)["far"]
     assert not found.settled
     assert told(found) == f"{found.interval}  4 seeds; 8 see {seen_by(found, 8):.4f}"
+
+
+def test_answers_are_those_of_one_measure():
+    found = answers("ablation", "accuracy")
+    assert list(found) == list(QUESTIONS["ablation"].comparisons)
+    assert all(one == finding("ablation", name, "accuracy") for name, one in found.items())
