@@ -270,7 +270,9 @@ LOSS, PLAYS = ("loss", ("val_loss",)), ("loss on the plays left out", ("measures
 
 def test_one_block_pays_at_every_price():
     for on in (LOSS, PLAYS):
-        assert {at_price("one block", "layers-1", *on, price) for price in (1.038, 1.067, 1.126, 1.144)} == {"supported"}
+        assert {at_price("one block", "layers-1", *on, price) for price in (1.038, 1.067, 1.126, 1.144)} == {
+            "supported"
+        }
 
 
 def test_two_blocks_depend_on_the_price():

@@ -146,6 +146,7 @@ def test_sixteen_runs_repeated_are_equal_to_the_last_bit():
         for seed in range(4):
             first, second = (results.load(f"{name}-{seed}") for name in (f"ablation/{cell}", f"parts/{choice}"))
             assert first["manifest"]["commit"] != second["manifest"]["commit"]
+            assert first["manifest"]["processor"] == second["manifest"]["processor"]
             for key in ("val_loss", "val_accuracy"):
                 assert first[key] == second[key]
             both = {point["step"]: point["val_loss"] for point in first["curve"]}

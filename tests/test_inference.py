@@ -109,6 +109,8 @@ def test_a_bound_moves_the_question_and_not_the_interval():
     row = np.array([[1.0, 1.2, 0.9, 1.1, 1.0, 1.3, 0.8, 1.1]])
     (at_zero,), (at_one,), (at_two,) = (judged(row, bounds={0: bound}) for bound in (0.0, 1.0, 2.0))
     assert at_zero.interval == at_one.interval == at_two.interval
+    assert at_zero.p == at_two.p == 2 / 256
+    assert at_one.p > 0.1
     assert [found.verdict("above") for found in (at_zero, at_one, at_two)] == ["supported", "open", "contradicted"]
     assert [found.verdict("below") for found in (at_zero, at_one, at_two)] == ["contradicted", "open", "supported"]
 
