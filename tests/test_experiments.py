@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from scipy import stats
 
 from experiments import __main__ as command
 from experiments import induction, measures, reproduce, results
@@ -394,16 +395,72 @@ def test_timed_runs_are_alone(two_runs, tmp_path, monkeypatch):
     assert at_once == {"text": 2, "lookup": 2, "timed": 1}
 
 
-def test_reproduction_compares_with_the_committed_files(tmp_path):
-    for name in reproduce.SLICE:
-        file = tmp_path / f"{name}.json"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text((results.RESULTS / f"{name}.json").read_text())
-    assert all(line.agrees for line in reproduce.compare(tmp_path))
-    file = tmp_path / f"{reproduce.SLICE[0]}.json"
-    found = json.loads(file.read_text())
-    file.write_text(json.dumps(found | {"val_loss": found["val_loss"] + 1.01 * reproduce.TOLERANCE["val_loss"]}))
-    assert [line.agrees for line in reproduce.compare(tmp_path)].count(False) == 1
+@pytest.fixture
+def made_again(tmp_path):
+    """A folder that holds the committed runs of the pairs, as a machine that rounds alike would make them."""
+    for pair in reproduce.committed():
+        for run in pair.runs:
+            file = tmp_path / f"{run}.json"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text((results.RESULTS / f"{run}.json").read_text())
+    return tmp_path
+
+
+def test_reproduction_compares_differences(made_again):
+    """Both runs may move together; one against the other, no further than another seed would."""
+    lines = reproduce.compare(made_again)
+    assert all(line.agrees and line.found == pytest.approx(line.committed) for line in lines)
+    line, (one, other) = lines[0], reproduce.PAIRS[0].runs
+    assert line.measure == "val_loss"
+
+    def moved(run, by):
+        file = made_again / f"{run}.json"
+        found = json.loads(file.read_text())
+        file.write_text(json.dumps(found | {"val_loss": found["val_loss"] + by}))
+        return reproduce.compare(made_again)[0].agrees
+
+    assert moved(one, 0.99 * line.tolerance)
+    assert not moved(one, 0.02 * line.tolerance)
+    assert moved(other, 1.01 * line.tolerance)
+
+
+def test_reproduction_refutes_positions_and_the_look_up(made_again):
+    """What its docstring says: without relative positions' effect it would differ; the convolution's is within the spread."""
+    told = {(line.what, line.measure): line.refutes for line in reproduce.compare(made_again)}
+    assert {name for name, _ in told} == {pair.what for pair in reproduce.committed()}
+    for (name, measure), refutes in told.items():
+        assert refutes == (not name.startswith("convolution")), measure
+    [positions] = (line for line in reproduce.compare(made_again) if line[:2] == ("relative positions", "val_loss"))
+    assert not positions._replace(found=positions.committed - positions.effect).agrees
+
+
+def test_the_tolerance_of_a_reproduction_is_another_seeds():
+    """Two differences drawn alike: 95 % lie within it."""
+    generator = np.random.default_rng(0)
+    drawn = generator.standard_normal((4000, 10))
+    spread = stats.t.ppf(0.975, 7) * drawn[:, :8].std(axis=1, ddof=1) * 2**0.5
+    assert 0.93 < np.mean(np.abs(drawn[:, 8] - drawn[:, 9]) <= spread) < 0.97
+
+
+def test_reproduction_leaves_out_what_is_not_committed(monkeypatch, capsys):
+    missing = reproduce.Pair("of tomorrow", "ablation/rmha-relu2", "ablation/mha-relu2", 99, ("val_loss",))
+    asked = []
+    monkeypatch.setattr(reproduce, "PAIRS", (missing, reproduce.PAIRS[0]))
+    monkeypatch.setattr(reproduce, "committed", lambda: [reproduce.PAIRS[1]])
+    monkeypatch.setattr(reproduce.shutil, "rmtree", lambda *_, **__: None)
+    monkeypatch.setattr(
+        reproduce.subprocess, "run", lambda command, **_: asked.extend(command) or subprocess.CompletedProcess([], 3)
+    )
+    with pytest.raises(SystemExit, match="3"):
+        reproduce.main()
+    assert "of tomorrow: nothing to compare with" in capsys.readouterr().out
+    assert "ablation/rmha-relu2-0" in asked
+    assert "ablation/rmha-relu2-99" not in asked
+
+
+def test_pairs_of_the_reproduction_are_declared():
+    assert all(run in RUNS for pair in reproduce.PAIRS for run in pair.runs)
+    assert [pair for pair in reproduce.PAIRS if pair in reproduce.committed()] == reproduce.committed()
 
 
 def test_reproduction_starts_afresh(tmp_path, monkeypatch):

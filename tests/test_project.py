@@ -10,7 +10,6 @@ from PIL import Image
 import rcmha_lite
 from experiments.questions import QUESTIONS, finding
 from experiments.registry import BASE
-from experiments.reproduce import TOLERANCE
 from experiments.results import load
 from rcmha_lite.config import PRESETS, Config
 from rcmha_lite.data import SHA256
@@ -71,12 +70,6 @@ def test_readme_says_what_the_rule_says_beside_its_table():
     assert all(found.settled for found in plays)
     assert "by {:.3f} and {:.3f}".format(*(-found.interval.mean for found in plays)) in text
     assert not any(found.settled for found in QUESTIONS["longer"].findings().values())
-
-
-def test_readme_names_the_tolerance_of_reproduce_quick():
-    loss, accuracy = (TOLERANCE[what] for what in ("val_loss", "val_accuracy"))
-    text = readme.README.read_text(encoding="utf-8")
-    assert f"within {loss} of these losses, {accuracy} of these accuracies" in text
 
 
 def test_readme_figure_is_of_these_results():
