@@ -1,6 +1,11 @@
 """What the project's files say of each other."""
 
 import json
+import os
+import re
+import shutil
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -102,3 +107,23 @@ def test_laptop_run_reaches_its_bar():
     run = json.loads((ROOT / "results/laptop.json").read_text(encoding="utf-8"))
     assert run["val_loss"] <= 1.45
     assert run["val_accuracy"] >= 0.57
+
+
+def test_the_module_can_be_copied_out(tmp_path):
+    """The files that README names need nothing else of the package, and nothing but torch and jaxtyping."""
+    line = next(line for line in readme.README.read_text(encoding="utf-8").splitlines() if "or copy `" in line)
+    names = re.findall(r"`(\w+\.py)`", line)
+    (tmp_path / "rcmha_lite").mkdir()
+    for name in names:
+        shutil.copy(ROOT / "rcmha_lite" / name, tmp_path / "rcmha_lite")
+    code = (
+        "import sys; sys.modules.update(dict.fromkeys(['accelerate', 'tqdm', 'safetensors', 'matplotlib', 'click']));"
+        "import torch; from rcmha_lite.attention import rcmha, __file__ as here; print(here);"
+        "print(rcmha(16, 2)(torch.zeros(1, 3, 16)).shape)"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.startswith(str(tmp_path))
