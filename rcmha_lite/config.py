@@ -115,7 +115,8 @@ class Config:
             if self.position == kind and getattr(self, name) % 2:
                 raise ValueError(f"{name} {getattr(self, name)} is odd: {kind} positions need an even number")
         if self.position == "rope" and (width := self.d_model // self.n_heads) % 2:
-            raise ValueError(f"d_model {self.d_model} over n_heads {self.n_heads} is {width}, odd: rope turns pairs")
+            heads = f"d_model {self.d_model} over n_heads {self.n_heads} is {width}, odd"
+            raise ValueError(f"{heads}: rope turns pairs of channels, so give an even number for each head")
         if self.schedule == "noam" and self.optimizer == "muon":
             raise ValueError("schedule noam is made for Adam's rate: give optimizer adam or adamw, or schedule linear")
         if self.memory and self.accumulate > 1:

@@ -58,9 +58,9 @@ def test_bad_sampling_is_refused(arguments, message):
         next_probabilities(logits, **arguments)
 
 
-@pytest.mark.parametrize("cell", CELLS)
-def test_cached_greedy_text_equals_recomputation(cell):
-    network, prompt = model(**CELLS[cell]).double(), torch.tensor([1, 2, 3])
+@pytest.mark.parametrize("changes", [*CELLS.values(), {"position": "rope"}, {"position": "alibi"}])
+def test_cached_greedy_text_equals_recomputation(changes):
+    network, prompt = model(**changes).double(), torch.tensor([1, 2, 3])
     cached = list(generate_ids(network, prompt, 9, temperature=0))
     ids = prompt.tolist()
     for _ in range(9):
@@ -69,7 +69,7 @@ def test_cached_greedy_text_equals_recomputation(cell):
 
 
 @pytest.mark.parametrize(
-    "changes", [*CELLS.values(), {"position": "absolute-learned"}, {"position": "relative-learned"}]
+    "changes", [*CELLS.values(), *({"position": p} for p in ("absolute-learned", "relative-learned", "rope", "alibi"))]
 )
 def test_runs_past_the_context_with_bounded_cache(changes):
     network = model(**changes)
@@ -149,7 +149,7 @@ def test_filters_reach_the_samples(filters):
     assert list(generate_ids(network, torch.arange(5), 20, seed=3, **filters)) == greedy
 
 
-@pytest.mark.parametrize("position", ["none", "relative-sinusoidal", "relative-learned"])
+@pytest.mark.parametrize("position", ["none", "relative-sinusoidal", "relative-learned", "rope", "alibi"])
 def test_a_full_cache_holds_the_last_positions_and_no_more(position):
     network = model(position=position, kernel_size=0, layers=1).double()
     ids = torch.randint(65, (1, 20))
