@@ -64,7 +64,7 @@ class Config:
     learning_rate: float = choice(3e-3, "of AdamW or Adam; with noam, the factor", 0)
     muon_rate: float = choice(0.02, "learning rate of Muon", 0)
     kernel_rate: float = choice(
-        1.0, "learning rate of the convolution's kernels, in multiples of theirs", 0, later=True
+        1.0, "learning rate of the convolution's kernels, in multiples of learning_rate", 0, later=True
     )
     weight_decay: float = choice(0.1, "of matrices; vectors and tables have none", 0)
     beta2: float = choice(0.95, "decay of Adam's second moment", 0, 1)

@@ -80,6 +80,18 @@ def test_runs_past_the_context_with_bounded_cache(changes):
     assert max(len(layer) for cache in held for layer in cache) < 12
 
 
+@pytest.mark.parametrize("position", ["none", "relative-sinusoidal", "relative-learned", "rope", "alibi"])
+def test_where_nothing_ends_the_cache_slides(position):
+    """Past the context the stream goes on, the oldest key dropped at each step; nothing is read twice."""
+    network, ids = model(position=position, kernel_init="pytorch").double(), list(range(20))
+    cache, unread = network.new_cache(11), ids[-12:]
+    for _ in range(30):
+        unread = [int(network(torch.tensor([unread]), cache=cache)[0][0, -1].argmax())]
+        ids += unread
+    assert len(set(ids[20:])) > 5
+    assert list(generate_ids(network, torch.arange(20), 30, temperature=0)) == ids[20:]
+
+
 def test_fresh_queries_are_sampled_as_they_were_trained():
     """RCMHA's public code restarts queries at each segment: greedy text follows the segments, not the stream."""
     network = model(

@@ -55,6 +55,27 @@ def test_cells_with_and_without_kernels_share_every_other_weight(kernels, positi
     assert all(".convolution." in name for name in rest)
 
 
+@pytest.mark.parametrize(
+    "position", ["relative-sinusoidal", "relative-learned", "rope", "alibi", "absolute-sinusoidal"]
+)
+@pytest.mark.parametrize("layers", ["scaled", "public-code"])
+def test_cells_of_every_position_share_every_other_weight(position, layers):
+    """Whatever the positions draw: weights and biases of linear layers, kernels, embedding and output."""
+    config = CONFIG.replace(layer_init=layers, kernel_init="pytorch")
+    plain = started(config.replace(position="none")).state_dict()
+    other = started(config.replace(position=position)).state_dict()
+    assert all(torch.equal(tensor, other[name]) for name, tensor in plain.items())
+    assert all(".attention.position." in name for name in other.keys() - plain.keys())
+
+
+def test_kernels_are_not_the_numbers_that_linear_layers_drew():
+    """Both are uniform in the public code's start: from one seed they would be the same numbers, scaled."""
+    attention = started(PUBLIC).blocks[0].attention
+    kernels, weights = attention.convolution.weight.flatten(), attention.query.weight.flatten()
+    both = torch.stack((kernels, weights[: len(kernels)])).detach()
+    assert torch.corrcoef(both)[0, 1].abs() < 0.3
+
+
 def test_random_kernels_differ_from_block_to_block_and_follow_the_seed():
     config = CONFIG.replace(kernel_init="pytorch")
     first, again, other = started(config), started(config), started(config, seed=6)

@@ -491,4 +491,4 @@ def test_windows_longer_than_the_context_are_scored(tmp_path, position):
         torch.nn.functional.cross_entropy(model(ids[at:-1][None, :48])[0][0], ids[at + 1 :][:48], reduction="sum")
         for at in range(0, len(ids) - 1, 48)
     ]
-    assert results["val_loss"] == pytest.approx(float(sum(losses)) / (len(ids) - 1), abs=1e-5)
+    assert results["val_loss"] == pytest.approx(sum(losses).item() / (len(ids) - 1), abs=1e-5)
