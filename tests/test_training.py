@@ -370,8 +370,10 @@ def test_a_batch_that_processes_cannot_share_is_refused(tmp_path, monkeypatch):
         train(FAST, tmp_path, text=TEXT, progress=False)
 
 
-def test_bfloat16_trains(tmp_path):
-    results = train(FAST.replace(precision="bfloat16", steps=4), tmp_path, text=TEXT, progress=False)
+@pytest.mark.parametrize("position", ["relative-sinusoidal", "rope", "alibi"])
+def test_bfloat16_trains(tmp_path, position):
+    config = FAST.replace(precision="bfloat16", steps=4, position=position)
+    results = train(config, tmp_path, text=TEXT, progress=False)
     assert results["manifest"]["precision"] == "bf16"
     assert all(tensor.dtype == torch.float32 for tensor in weights(tmp_path).values())
 
