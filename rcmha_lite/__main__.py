@@ -9,7 +9,7 @@ from typing import Any, get_args, get_type_hints
 
 import click
 
-from rcmha_lite.config import CELLS, PRESETS, Config
+from rcmha_lite.config import CELLS, PRESETS, RELATIVE, Config
 
 
 class Folder(click.Path):
@@ -86,9 +86,10 @@ def train(preset: str, cell: str | None, out: Path | None, path: Path | None, **
 def cell_fields(cell: str, preset: Config, context: int | None = None) -> dict[str, Any]:
     """What a cell changes in a preset: a relative encoding stays the preset's own, absolute ones end with the context."""
     fields = dict(CELLS[cell])
-    if fields["position"].startswith("relative") and preset.position.startswith("relative"):
+    relative = fields["position"] in RELATIVE
+    if relative and preset.position in RELATIVE:
         del fields["position"]
-    elif not fields["position"].startswith("relative") and not preset.memory:
+    elif not relative and not preset.memory:
         fields["window"] = min(preset.window, context or preset.context)
     return fields
 
@@ -96,7 +97,7 @@ def cell_fields(cell: str, preset: Config, context: int | None = None) -> dict[s
 def contradicts(cell: str, given: dict[str, Any]) -> bool:
     """Whether the fields given make another cell of the grid."""
     fields = CELLS[cell] | given
-    relative, convolution = fields["position"].startswith("relative"), bool(fields["kernel_size"])
+    relative, convolution = fields["position"] in RELATIVE, bool(fields["kernel_size"])
     return (relative, convolution) != (cell in ("rmha", "rcmha"), cell in ("mdha", "rcmha"))
 
 

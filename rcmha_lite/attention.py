@@ -65,10 +65,10 @@ def fused_attention(
 ) -> Float[Tensor, "batch heads query d_head"]:
     """``attention``, by the fastest exact way.
 
-    PyTorch's fused kernels, which ``torch.func`` cannot transform, never store the weights, except on a CPU where a bias wants a gradient, as a learned table's
-    does in training. They want values as wide as the queries, so narrower values are padded with zeros and the padding
-    cut off. In bfloat16 on a CPU they pay only for long texts; up to 512 keys, one
-    matrix product that starts from the mask is taken instead.
+    PyTorch's fused kernels, which ``torch.func`` cannot transform, never store the weights, except on a CPU where a bias
+    wants a gradient, as a learned table's does in training; a bias is itself an array of heads × queries × keys. They
+    want values as wide as the queries, so narrower values are padded with zeros and the padding cut off. In bfloat16 on
+    a CPU they pay only for long texts; up to 512 keys, one matrix product that starts from the mask is taken instead.
     """
     queries, keys, width, d_head = q.shape[2], k.shape[2], q.shape[3], v.shape[3]
     scale = width**-0.5 if scale is None else scale
@@ -91,7 +91,7 @@ def fused_attention(
 
 
 WORTH_MERGING = 64
-"""Positions from which on one product pays for copying three weights into one."""
+"""Positions from which on, without a gradient, one product pays for copying three weights into one."""
 
 
 class MultiHeadAttention(nn.Module):
@@ -151,7 +151,8 @@ class MultiHeadAttention(nn.Module):
         stored = layers[0].weight.dtype if type(layers[0]) is nn.Linear else x.dtype
         if x.dtype != stored and not torch.is_autocast_enabled(x.device.type):
             raise ValueError(f"the input is in {x.dtype}, the module in {stored}: convert one with .to(…)")
-        if len(x) * x.shape[1] >= WORTH_MERGING and all(calls_only_forward(layer) for layer in layers):
+        worth = torch.is_grad_enabled() or len(x) * x.shape[1] >= WORTH_MERGING
+        if worth and all(calls_only_forward(layer) for layer in layers):
             projected = F.linear(x, torch.cat([layer.weight for layer in layers]), _joined_biases(layers))
         else:
             projected = torch.cat([layer(x) for layer in layers], dim=-1)
@@ -240,13 +241,9 @@ def joined(memory: Tensor | None, x: Tensor) -> Tensor:
     return torch.cat((memory, x), dim=1)
 
 
-def _joined_biases(layers: list[nn.Linear]) -> Tensor | None:
-    """Biases of several layers side by side, zeros for a layer that has none; None where none has one."""
-    if all(layer.bias is None for layer in layers):
-        return None
-    return torch.cat(
-        [layer.weight.new_zeros(len(layer.weight)) if layer.bias is None else layer.bias for layer in layers]
-    )
+def _joined_biases(layers: list[nn.Linear]) -> Tensor:
+    """Biases of several layers side by side, zeros for a layer that has none."""
+    return torch.cat([layer.weight.new_zeros(len(layer.weight)) if layer.bias is None else layer.bias for layer in layers])
 
 
 def head_width(d_model: int, n_heads: int) -> int:

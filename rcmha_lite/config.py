@@ -64,7 +64,7 @@ class Config:
     learning_rate: float = choice(3e-3, "of AdamW or Adam; with noam, the factor", 0)
     muon_rate: float = choice(0.02, "learning rate of Muon", 0)
     kernel_rate: float = choice(
-        1.0, "learning rate of the convolution's kernels, in multiples of theirs", 0, later=True
+        1.0, "learning rate of the convolution's kernels, in multiples of learning_rate", 0, later=True
     )
     weight_decay: float = choice(0.1, "of matrices; vectors and tables have none", 0)
     beta2: float = choice(0.95, "decay of Adam's second moment", 0, 1)
@@ -115,7 +115,8 @@ class Config:
             if self.position == kind and getattr(self, name) % 2:
                 raise ValueError(f"{name} {getattr(self, name)} is odd: {kind} positions need an even number")
         if self.position == "rope" and (width := self.d_model // self.n_heads) % 2:
-            raise ValueError(f"d_model {self.d_model} over n_heads {self.n_heads} is {width}, odd: rope turns pairs")
+            heads = f"d_model {self.d_model} over n_heads {self.n_heads} is {width}, odd"
+            raise ValueError(f"{heads}: rope turns pairs of channels, so give an even number for each head")
         if self.schedule == "noam" and self.optimizer == "muon":
             raise ValueError("schedule noam is made for Adam's rate: give optimizer adam or adamw, or schedule linear")
         if self.memory and self.accumulate > 1:
@@ -149,6 +150,9 @@ class Config:
         except ValueError as error:
             raise ValueError(f"{source}: {error}") from error
 
+
+RELATIVE = ("relative-sinusoidal", "relative-learned", "rope", "alibi")
+"""Positions that enter by their difference alone: what makes MHA into RMHA."""
 
 CELLS: dict[str, dict[str, Any]] = {
     "mha": {"position": "absolute-sinusoidal", "kernel_size": 0},

@@ -222,7 +222,7 @@ class AlibiPosition(Position):
 
     The slopes m_h fall by the same factor from head to head, 2^(−8h/n_heads), h = 1 … n_heads, where n_heads is a power
     of 2. Elsewhere, as in the public code, they are those of the next lower power, and for the heads that are left
-    every second one of the power above. No parameters.
+    every second one of the power above. No parameters. The bias is an array of heads × queries × keys, once for a batch.
     """
 
     def bias(self, q: Tensor, keys: int) -> Tensor:

@@ -18,13 +18,17 @@ from rcmha_lite.accounting import (
     relative_attention_saved_bytes,
     saved_bytes,
 )
+from rcmha_lite.attention import fused_attention
 from rcmha_lite.config import CELLS, PRESETS
 from rcmha_lite.model import FeedForward, LanguageModel
+from rcmha_lite.positions import AlibiPosition, Position, RotaryPosition
 
 LAPTOP = PRESETS["laptop"].replace(window=128)
 EVERY = [LAPTOP.replace(**changes) for changes in CELLS.values()] + [
     PRESETS["paper"],
     LAPTOP.replace(position="absolute-learned", window=128, tie_embeddings=True),
+    LAPTOP.replace(position="rope"),
+    LAPTOP.replace(position="alibi"),
 ]
 
 
@@ -48,9 +52,9 @@ def test_parts_by_hand():
     }
 
 
-@pytest.mark.parametrize("cell", CELLS)
-def test_forward_operations_by_hand(cell):
-    config = LAPTOP.replace(**CELLS[cell])
+@pytest.mark.parametrize("changes", [*CELLS.values(), {"position": "rope"}, {"position": "alibi", "kernel_size": 0}])
+def test_forward_operations_by_hand(changes):
+    config = LAPTOP.replace(**changes)
     d, f, n, p = config.d_model, config.d_ff, 128, config.d_position
     relative = config.position.startswith("relative")
     width = d + config.n_heads * p if relative else d  # of the glued queries, all heads together
@@ -112,6 +116,22 @@ def test_paper_preset_starts_like_the_transcription_of_the_public_code():
             assert (b.std() / a.std()).item() == pytest.approx(1, abs=0.4 if a.numel() < 1000 else 0.05), name
             drawn += 1
     assert drawn > 10 * config.layers
+
+
+@pytest.mark.parametrize(("batch", "time"), [(1, 256), (2, 256), (1, 512)])
+def test_rotary_keeps_linear_memory_and_alibi_one_bias_for_the_batch(batch, time):
+    """Beside MHA's: turned queries and keys, and two tables; heads × time × time, once, however large the batch."""
+    q, k, v = (torch.randn(batch, 6, time, 32, requires_grad=True) for _ in range(3))
+
+    def kept(part):
+        q_, k_, bias = part(q, k)
+        return fused_attention(q_, k_, v, bias, scale=0.2)
+
+    plain, rotary, alibi = (
+        saved_bytes(partial(kept, kind(6, 32)), but_not=[q, k, v]) for kind in (Position, RotaryPosition, AlibiPosition)
+    )
+    assert rotary - plain == 4 * (2 * batch * 6 * time * 32 + 2 * time * 32)
+    assert alibi - plain == 4 * 6 * time * time
 
 
 def test_paper_preset_trains_like_the_transcription_of_the_public_code():

@@ -20,7 +20,15 @@ from rcmha_lite.attention import (
     rmha,
 )
 from rcmha_lite.convolution import HeadConvolution
-from rcmha_lite.positions import LearnedRelativePosition, SinusoidalRelativePosition, factorise, shift, sinusoids
+from rcmha_lite.positions import (
+    AlibiPosition,
+    LearnedRelativePosition,
+    RotaryPosition,
+    SinusoidalRelativePosition,
+    factorise,
+    shift,
+    sinusoids,
+)
 
 CELLS = {
     "mha": lambda: mha(16, 4),
@@ -30,6 +38,14 @@ CELLS = {
     "rcmha sinusoidal": lambda: rcmha(16, 4),
     "rcmha learned": lambda: rcmha(16, 4, distances=32),
     "rcmha kernel 9": lambda: rcmha(16, 4, kernel_size=9),
+    "rope": lambda: MultiHeadAttention(16, 4, position=RotaryPosition(4, 4)),
+    "rope convolved": lambda: MultiHeadAttention(
+        16, 4, position=RotaryPosition(4, 4), convolution=HeadConvolution(4, 4)
+    ),
+    "alibi": lambda: MultiHeadAttention(16, 4, position=AlibiPosition(4, 4)),
+    "alibi convolved": lambda: MultiHeadAttention(
+        16, 4, position=AlibiPosition(4, 4), convolution=HeadConvolution(4, 4)
+    ),
 }
 
 
@@ -223,6 +239,8 @@ def test_errors_say_what_to_do(unchecked):
         ),
         ({"position": SinusoidalRelativePosition(1, 8, 16)}, "position is made for 1 heads of 8 channels"),
         ({"position": LearnedRelativePosition(4, 4, 16)}, "position is made for 4 heads of 4 channels"),
+        ({"position": RotaryPosition(2, 16)}, "position is made for 2 heads of 16 channels"),
+        ({"position": AlibiPosition(8, 4)}, "position is made for 8 heads of 4 channels"),
     ],
 )
 def test_parts_made_for_other_heads_are_refused(part, message):
@@ -343,3 +361,51 @@ def test_a_stream_stays_in_its_precision():
             module(text[:, 4:], cache=cache)
         streamed = torch.cat((first, module(text[:, 4:], cache=cache)), dim=1)
         assert (streamed - module(text)).abs().max() < 0.02 * streamed.abs().max()
+
+
+@given(cuts=st.sets(st.integers(1, 13)), name=st.sampled_from(["rope", "rope convolved", "alibi", "alibi convolved"]))
+@settings(max_examples=20, deadline=None)
+def test_rotary_and_alibi_streams_equal_the_whole(cuts, name):
+    """Through a cache, fresh queries or not, and from a memory; with fresh queries but for the reach of the kernel."""
+    module, text = scrambled(CELLS[name]()), exercises.random(2, 14, 16)
+    whole, ends = module(text), [*sorted(cuts), 14]
+    for module.fresh_queries in (False, True):
+        cache, start, pieces = AttentionCache(), 0, []
+        with torch.no_grad():
+            for stop in ends:
+                pieces.append(module(text[:, start:stop], cache=cache))
+                start = stop
+        close(torch.cat(pieces, dim=1), whole, 1e-12)
+        for cut in cuts:
+            found = module(text[:, cut:], text[:, :cut])
+            fresh = 2 if module.fresh_queries and module.convolution else 0
+            close(found[:, fresh:], whole[:, cut + fresh :], 1e-12)
+            assert not fresh or not torch.allclose(found[:, :1], whole[:, cut : cut + 1])
+
+
+@pytest.mark.parametrize("kind", [RotaryPosition, AlibiPosition])
+def test_rotary_and_alibi_are_mha_with_other_scores(kind):
+    """No parameter more than MHA has; another output from the second position on, and the same at the first."""
+    plain, module = scrambled(mha(16, 4)), scrambled(MultiHeadAttention(16, 4, position=kind(4, 4)))
+    assert module.state_dict().keys() == plain.state_dict().keys()
+    x = exercises.random(2, 6, 16)
+    close(module(x)[:, :1], plain(x)[:, :1])
+    assert ((module(x) - plain(x)).abs().amax(dim=(0, 2))[1:] > 1e-4).all()
+
+
+@pytest.mark.parametrize("kind", [RotaryPosition, AlibiPosition])
+def test_rotary_and_alibi_weights_by_their_formulas(kind):
+    """The whole module, memory and all, from the projections and the distance of every pair."""
+    module = scrambled(MultiHeadAttention(16, 2, position=kind(2, 8)))
+    x, memory = exercises.random(1, 3, 16), exercises.random(1, 4, 16, seed=1)
+    q, k = module.query(x).view(3, 2, 8), module.key(torch.cat((memory, x), dim=1)).view(7, 2, 8)
+    omega = torch.tensor([10_000 ** (-m / 4) for m in range(4)], dtype=torch.float64)
+    for head, slope in ((0, 1 / 16), (1, 1 / 256)):
+        for i in range(3):
+            delta = 4 + i - torch.arange(5 + i, dtype=torch.float64)
+            if kind is AlibiPosition:
+                scores = k[: 5 + i, head] @ q[i, head] / 8**0.5 - slope * delta
+            else:  # Re conj(z_q)·z_k·exp(−iδω), over pairs
+                z_q, z_k = (torch.complex(z[..., :4], z[..., 4:]) for z in (q[i, head], k[: 5 + i, head]))
+                scores = (z_q.conj() * z_k * torch.exp(-1j * delta[:, None] * omega)).sum(-1).real / 8**0.5
+            close(module.weights(x, memory)[0, head, i, : 5 + i], scores.softmax(0), 1e-12)

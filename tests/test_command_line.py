@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from rcmha_lite import __main__ as command_line
-from rcmha_lite import checkpoint, data
+from rcmha_lite import checkpoint, data, training
 from rcmha_lite.config import PRESETS, Config
 from rcmha_lite.model import LanguageModel
 
@@ -97,11 +97,32 @@ def test_absolute_cells_end_with_the_context_that_is_given(call, corpus, monkeyp
     assert [config.window for config in seen] == [64, 256]
 
 
+@pytest.mark.parametrize("position", ["rope", "alibi"])
+def test_train_with_another_position_stop_and_go_on(call, corpus, tmp_path, monkeypatch, position):
+    small = ["--layers", 1, "--d-model", 16, "--n-heads", 2, "--d-ff", 16, "--steps", 2]
+    words = ["train", "--preset", "tiny", "--position", position, "--kernel-rate", 2, *small, "--out"]
+    assert call(*words, tmp_path / "whole")[0] == 0
+    step = training.Trainer.step
+    with monkeypatch.context() as patch:
+        patch.setattr(training.Trainer, "step", lambda self, n: signal.raise_signal(signal.SIGINT) or step(self, n))
+        status, _, err = call(*words, tmp_path / "parts")
+    assert (status, "stopped after step 1" in err) == (130, True)
+    status, out, err = call(*words, tmp_path / "parts")
+    assert (status, "validation loss" in out) == (0, True), err
+    whole, parts = (checkpoint.load_model(tmp_path / name) for name in ("whole", "parts"))
+    assert (parts.config.position, parts.config.kernel_rate) == (position, 2)
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), parts.parameters(), strict=True))
+    status, out, _ = call("evaluate", "--checkpoint", tmp_path / "parts", "--window", 200)
+    assert (status, "windows of 200" in out) == (0, True)
+    assert call("sample", "--checkpoint", tmp_path / "parts", "--length", 100)[0] == 0  # past the context of 64
+
+
 BAD = {
     "bad flag": (["train", "--bogus", "1"], "No such option '--bogus'"),
     "bad command": (["walk"], "No such command 'walk'"),
     "bad value": (["train", "--layers", "many"], "'many' is not a valid integer"),
     "bad choice": (["train", "--optimizer", "sgd"], "'sgd' is not one of"),
+    "odd heads": (["train", "--position", "rope", "--d-model", "18", "--n-heads", "6"], "is 3, odd: rope turns pairs"),
     "bad configuration": (["train", "--d-model", "130", "--n-heads", "8"], "d_model 130 is not divisible by n_heads 8"),
     "unknown home": (["data", "--path", "~nosuchuser/x"], "is not Tiny Shakespeare"),
     "missing data": (["data", "--path", "nowhere.txt"], "nowhere.txt"),
@@ -212,3 +233,13 @@ def test_a_cell_is_not_contradicted(call, corpus, monkeypatch, cell, flags, fits
     status, _, err = call("train", "--preset", "tiny", "--cell", cell, *flags)
     assert status == (0 if fits else 2)
     assert fits or "ask for different cells" in err
+
+
+@pytest.mark.parametrize("position", ["rope", "alibi"])
+def test_cells_take_any_relative_positions(call, corpus, monkeypatch, position):
+    seen = []
+    monkeypatch.setattr("rcmha_lite.training.train", lambda config, *_, **__: seen.append(config))
+    assert call("train", "--cell", "rmha", "--position", position)[0] == 0
+    assert (seen[0].position, seen[0].kernel_size, seen[0].window) == (position, 0, 256)
+    status, _, err = call("train", "--cell", "mha", "--position", position)
+    assert (status, "ask for different cells" in err) == (2, True)

@@ -58,9 +58,9 @@ def test_bad_sampling_is_refused(arguments, message):
         next_probabilities(logits, **arguments)
 
 
-@pytest.mark.parametrize("cell", CELLS)
-def test_cached_greedy_text_equals_recomputation(cell):
-    network, prompt = model(**CELLS[cell]).double(), torch.tensor([1, 2, 3])
+@pytest.mark.parametrize("changes", [*CELLS.values(), {"position": "rope"}, {"position": "alibi"}])
+def test_cached_greedy_text_equals_recomputation(changes):
+    network, prompt = model(**changes).double(), torch.tensor([1, 2, 3])
     cached = list(generate_ids(network, prompt, 9, temperature=0))
     ids = prompt.tolist()
     for _ in range(9):
@@ -69,7 +69,7 @@ def test_cached_greedy_text_equals_recomputation(cell):
 
 
 @pytest.mark.parametrize(
-    "changes", [*CELLS.values(), {"position": "absolute-learned"}, {"position": "relative-learned"}]
+    "changes", [*CELLS.values(), *({"position": p} for p in ("absolute-learned", "relative-learned", "rope", "alibi"))]
 )
 def test_runs_past_the_context_with_bounded_cache(changes):
     network = model(**changes)
@@ -78,6 +78,18 @@ def test_runs_past_the_context_with_bounded_cache(changes):
     network.new_cache = lambda limit: held.append(new_cache(limit)) or held[-1]
     assert len(list(generate_ids(network, torch.arange(20), 30))) == 30
     assert max(len(layer) for cache in held for layer in cache) < 12
+
+
+@pytest.mark.parametrize("position", ["none", "relative-sinusoidal", "relative-learned", "rope", "alibi"])
+def test_where_nothing_ends_the_cache_slides(position):
+    """Past the context the stream goes on, the oldest key dropped at each step; nothing is read twice."""
+    network, ids = model(position=position, kernel_init="pytorch").double(), list(range(20))
+    cache, unread = network.new_cache(11), ids[-12:]
+    for _ in range(30):
+        unread = [int(network(torch.tensor([unread]), cache=cache)[0][0, -1].argmax())]
+        ids += unread
+    assert len(set(ids[20:])) > 5
+    assert list(generate_ids(network, torch.arange(20), 30, temperature=0)) == ids[20:]
 
 
 def test_fresh_queries_are_sampled_as_they_were_trained():
@@ -149,7 +161,7 @@ def test_filters_reach_the_samples(filters):
     assert list(generate_ids(network, torch.arange(5), 20, seed=3, **filters)) == greedy
 
 
-@pytest.mark.parametrize("position", ["none", "relative-sinusoidal", "relative-learned"])
+@pytest.mark.parametrize("position", ["none", "relative-sinusoidal", "relative-learned", "rope", "alibi"])
 def test_a_full_cache_holds_the_last_positions_and_no_more(position):
     network = model(position=position, kernel_size=0, layers=1).double()
     ids = torch.randint(65, (1, 20))

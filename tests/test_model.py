@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import json
+from typing import get_args
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from torch.nn import functional as F
 
 from rcmha_lite import exercises
 from rcmha_lite.attention import AttentionCache, MultiHeadAttention
-from rcmha_lite.config import CELLS, PRESETS, Config
+from rcmha_lite.config import CELLS, PRESETS, Config, Position
 from rcmha_lite.evaluation import read_window
 from rcmha_lite.model import Dropout, FeedForward, LanguageModel, squared_relu
 
@@ -21,7 +22,13 @@ SMALL = Config(
     vocabulary=11, layers=2, d_model=16, n_heads=2, d_ff=24, d_position=6, context=16, window=16, zero_output=False,
     kernel_init="pytorch",
 )  # fmt: skip
-GRID = {**CELLS, "learned table": {"position": "relative-learned"}, "no position": {"position": "none"}}
+GRID = {
+    **CELLS,
+    "learned table": {"position": "relative-learned"},
+    "no position": {"position": "none"},
+    "rope": {"position": "rope"},
+    "alibi": {"position": "alibi", "kernel_size": 0},
+}
 
 
 def build(**changes) -> LanguageModel:
@@ -100,12 +107,12 @@ def test_model_is_causal_through_memory(cell):
 
 def test_relative_model_does_not_know_where_it_is():
     """The same memory and segment give the same logits however much text came before; absolute ones do not."""
-    for position, same in (("relative-sinusoidal", True), ("relative-learned", True), ("absolute-sinusoidal", False)):
+    for position in ("relative-sinusoidal", "relative-learned", "rope", "alibi", "absolute-sinusoidal"):
         model = build(position=position, memory=4)
         _, memory = model(ids[:, :4])
         later = memory._replace(seen=memory.seen + 100)
         difference = (model(ids[:, 4:8], memory)[0] - model(ids[:, 4:8], later)[0]).abs().max()
-        assert (difference < 1e-10) == same
+        assert (difference < 1e-10) == (position != "absolute-sinusoidal")
 
 
 def test_tied_embeddings_share_the_weight():
@@ -222,6 +229,13 @@ def test_no_query_and_key_bias_equals_zero_bias(past):
         ({"convolve": "x"}, "convolve 'x' is not one of q, k, v, qk"),
         ({"schedule": "noam"}, "schedule noam is made for Adam's rate"),
         ({"d_position": 7}, "d_position 7 is odd"),
+        (
+            {"position": "rope", "d_model": 18, "n_heads": 2},
+            "d_model 18 .* n_heads 2 is 9, odd: .* give an even number",
+        ),
+        ({"position": "rope", "d_model": 4, "n_heads": 4}, "n_heads 4 is 1, odd"),
+        ({"layer_init": "xavier"}, "layer_init 'xavier' is not one of scaled, public-code"),
+        ({"kernel_rate": -1.0}, "kernel_rate -1.0 is too small: give 0 or more"),
     ],
 )
 def test_bad_configurations_are_refused(changes, message, unchecked):
@@ -240,6 +254,39 @@ def test_configuration_round_trip_and_unknown_fields():
     for text in ("weights", "[1]"):
         with pytest.raises(ValueError, match="does not hold a configuration"):
             Config.from_json(text)
+
+
+@pytest.mark.parametrize("position", get_args(Position))
+def test_every_position_makes_the_round_trip_and_a_model(position):
+    config = SMALL.replace(position=position)
+    assert Config.from_json(config.to_json()) == config
+    logits, _ = LanguageModel(config)(ids[:, :16])
+    logits.sum().backward()
+    assert logits.isfinite().all()
+
+
+def test_fields_that_came_later_may_be_missing_and_no_others():
+    """What is missing is what the first runs did; a field that they had may not be guessed."""
+    config = SMALL.replace(layer_init="public-code", kernel_rate=2.5)
+    assert Config.from_json(config.to_json()) == config
+    for field in dataclasses.fields(Config):
+        fields = json.loads(config.to_json())
+        del fields[field.name]
+        if field.name in ("layer_init", "kernel_rate"):
+            found = Config.from_json(json.dumps(fields))
+            assert getattr(found, field.name) == {"layer_init": "scaled", "kernel_rate": 1.0}[field.name]
+            assert found.replace(**{field.name: getattr(config, field.name)}) == config
+        else:
+            with pytest.raises(ValueError, match=f"lacks {field.name}: add what the run had"):
+                Config.from_json(json.dumps(fields))
+
+
+@pytest.mark.parametrize("position", ["rope", "alibi"])
+def test_rotary_and_alibi_models_have_mhas_parameters_and_no_end(position):
+    plain, model = build(position="none", kernel_size=0), build(position=position, kernel_size=0, window=40)
+    assert [*map(str, model.state_dict())] == [*map(str, plain.state_dict())]
+    assert model(torch.arange(40).remainder(11)[None])[0].isfinite().all()  # past the context of 16
+    assert (build(position=position)(ids)[0] - build(position="none")(ids)[0]).abs().max() > 1e-3
 
 
 def test_an_empty_cache_is_used():

@@ -10,6 +10,7 @@ import test_attention
 import test_convolution
 import test_model
 import test_positions
+import torch
 from test_attention import CELLS, scrambled
 
 from rcmha_lite import attention, convolution, positions
@@ -55,6 +56,24 @@ MUTATIONS: dict[str, Mutation] = {
     "a stream's positions start anew at each piece": (
         positions, "sinusoids", "positions.double()", "(positions - positions[0]).double()",
         lambda: test_model.test_streaming_equals_the_whole(cell="rmha"),
+    ),
+    "rotary angles turn the other way for the second half of a pair": (
+        positions, "RotaryPosition", "x * sin + y * cos", "y * cos - x * sin", test_positions.test_rotary_equals_complex_numbers,
+    ),
+    "rotary keys stand one position late": (
+        positions, "RotaryPosition", "self.queries(k, start)", "self.queries(k, start + 1)",
+        test_positions.test_rotary_equals_complex_numbers,
+    ),
+    "ALiBi counts distances from the first query": (
+        positions, "AlibiPosition", "torch.arange(keys - q.shape[2], keys,", "torch.arange(q.shape[2],",
+        test_positions.test_alibi_equals_the_index_formula,
+    ),
+    "ALiBi's slopes are formed in the precision of the queries": (
+        positions, "AlibiPosition", "torch.promote_types(q.dtype, torch.float32)", "q.dtype",
+        lambda: test_positions.test_alibi_slopes_keep_their_precision(torch.bfloat16),
+    ),
+    "ALiBi's slopes between two powers of 2 are the wrong half": (
+        positions, "alibi_slopes", "[::2]", "[1::2]", test_positions.test_alibi_slopes_are_those_of_the_public_code,
     ),
 }  # fmt: skip
 

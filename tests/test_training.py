@@ -69,15 +69,24 @@ def assert_same_weights(a, b):
     assert all(torch.equal(a[name], b[name]) for name in a)
 
 
-@pytest.mark.parametrize("cell", CELLS)
-def test_learns(tmp_path, cell):
-    results = train(FAST.replace(**CELLS[cell], steps=60, dropout=0.0), tmp_path, text=TEXT, progress=False)
+@pytest.mark.parametrize("changes", [*CELLS.values(), {"position": "rope"}, {"position": "alibi"}])
+def test_learns(tmp_path, changes):
+    results = train(FAST.replace(**changes, steps=60, dropout=0.0), tmp_path, text=TEXT, progress=False)
     first, last = results["curve"][0], results["curve"][-1]
     assert last["train_loss"] < 0.6 * first["train_loss"]
     assert last["val_accuracy"] > first["val_accuracy"]
 
 
-@pytest.mark.parametrize("config", [FAST, MEMORY, FAST.replace(optimizer="adamw", accumulate=2)])
+@pytest.mark.parametrize(
+    "config",
+    [
+        FAST,
+        MEMORY,
+        FAST.replace(optimizer="adamw", accumulate=2),
+        FAST.replace(kernel_rate=3.0, position="rope"),
+        MEMORY.replace(kernel_rate=3.0, optimizer="adam", schedule="noam", position="alibi"),
+    ],
+)
 def test_stopped_and_resumed_equals_never_stopped(tmp_path, config, monkeypatch):
     """Stopped after each of several steps by a termination request, then resumed."""
     whole = train(config, tmp_path / "whole", text=TEXT, progress=False)
@@ -361,8 +370,10 @@ def test_a_batch_that_processes_cannot_share_is_refused(tmp_path, monkeypatch):
         train(FAST, tmp_path, text=TEXT, progress=False)
 
 
-def test_bfloat16_trains(tmp_path):
-    results = train(FAST.replace(precision="bfloat16", steps=4), tmp_path, text=TEXT, progress=False)
+@pytest.mark.parametrize("position", ["relative-sinusoidal", "rope", "alibi"])
+def test_bfloat16_trains(tmp_path, position):
+    config = FAST.replace(precision="bfloat16", steps=4, position=position)
+    results = train(config, tmp_path, text=TEXT, progress=False)
     assert results["manifest"]["precision"] == "bf16"
     assert all(tensor.dtype == torch.float32 for tensor in weights(tmp_path).values())
 
@@ -475,3 +486,82 @@ def test_a_full_disk_is_named_and_loses_nothing(tmp_path, monkeypatch):
     with pytest.raises(OSError, match=r"no space left in .*run for the .* MB of .*: free some and give the same"):
         train(FAST, tmp_path / "run", text=TEXT, progress=False)
     assert (tmp_path / "run" / checkpoint.WEIGHTS).read_bytes() == before
+
+
+def names_by_group(model):
+    """Of every optimiser, in order: its class and its groups' rates, decays and names of parameters."""
+    names = {p: n for n, p in model.named_parameters()}
+    return [
+        (type(o).__name__, [(g["lr"], g["weight_decay"], [names[p] for p in g["params"]]) for g in o.param_groups])
+        for o in build_optimizers(model, model.config)
+    ]
+
+
+@pytest.mark.parametrize("optimizer", ["muon", "adamw", "adam"])
+def test_groups_are_those_of_the_first_runs_unless_kernels_have_a_rate(optimizer):
+    """Checkpoints number the parameters by group, so that the order may not change."""
+    config = FAST.replace(optimizer=optimizer, layers=2, weight_decay=0.1)
+    model = LanguageModel(config)
+    named = [n for n, _ in model.named_parameters()]
+    matrices = [
+        n for n in named if n.startswith("blocks.") and n.endswith((
+            "query.weight", "key.weight", "value.weight", "attention.output.weight", "position.projection",
+            "feed_forward.input.weight", "feed_forward.output.weight",
+        ))
+    ]  # fmt: skip
+    rest = [n for n in named if n not in matrices]
+    kernels = [f"blocks.{n}.attention.convolution.{kind}" for n in (0, 1) for kind in ("weight", "bias")]
+    assert set(kernels) < set(rest)
+    adam = "Adam" if optimizer == "adam" else "AdamW"
+    muon = [("Muon", [(0.02, 0.1, matrices)])] if optimizer == "muon" else []
+    decayed = [] if muon else [(3e-3, 0.1, matrices)]
+    assert names_by_group(model) == [*muon, (adam, [(3e-3, 0.0, rest), *decayed])]
+    own = LanguageModel(config.replace(kernel_rate=2.0))
+    others = [n for n in rest if n not in kernels]
+    assert names_by_group(own) == [*muon, (adam, [(3e-3, 0.0, others), (6e-3, 0.0, kernels), *decayed])]
+    without = LanguageModel(config.replace(kernel_rate=2.0, kernel_size=0))
+    assert names_by_group(without)[-1][1][0][2] == others
+    assert sum(len(groups) for _, groups in names_by_group(without)) == 2
+
+
+@pytest.mark.parametrize("optimizer", ["muon", "adamw", "adam"])
+def test_kernels_move_at_their_own_rate_and_nothing_else_does(tmp_path, optimizer):
+    """Adam's first step is as long as its rate: three times the rate, three times as far, weights and biases."""
+    moved = []
+    for rate in (1.0, 3.0, 0.0):
+        config = FAST.replace(optimizer=optimizer, kernel_rate=rate, zero_output=False, dropout=0.0, layers=2)
+        trainer = training.Trainer(config, tmp_path, TEXT)
+        before = {n: p.detach().clone() for n, p in trainer.model.named_parameters()}
+        trainer.step(0)
+        moved.append({n: p.detach() - before[n] for n, p in trainer.model.named_parameters()})
+    for name, change in moved[0].items():
+        if ".convolution." in name:
+            assert change.abs().max() > 1e-3
+            torch.testing.assert_close(moved[1][name], 3 * change, rtol=1e-3, atol=3e-7, msg=name)
+            assert not moved[2][name].any()
+        else:
+            assert torch.equal(moved[1][name], change), name
+            assert torch.equal(moved[2][name], change), name
+
+
+@pytest.mark.parametrize("schedule", ["linear", "noam"])
+def test_the_schedule_scales_the_kernels_rate(tmp_path, schedule):
+    config = FAST.replace(optimizer="adamw", kernel_rate=3.0, schedule=schedule)
+    trainer = training.Trainer(config, tmp_path, TEXT)
+    for n in (0, 5, 11):
+        trainer.step(n)
+        rates = [group["lr"] for group in trainer.optimizers[0].param_groups]
+        assert rates == pytest.approx([k * config.learning_rate * rate_factor(config, n) for k in (1, 3, 1)])
+
+
+@pytest.mark.parametrize("position", ["rope", "alibi"])
+def test_windows_longer_than_the_context_are_scored(tmp_path, position):
+    """Rotary angles and slopes have no end; what is found is the mean over the windows, read by hand."""
+    config = FAST.replace(position=position, window=48, steps=2)
+    results = train(config, tmp_path, text=TEXT, progress=False)
+    model, ids = load_model(tmp_path), split(CharTokenizer().encode(TEXT))[1]
+    losses = [
+        torch.nn.functional.cross_entropy(model(ids[at:-1][None, :48])[0][0], ids[at + 1 :][:48], reduction="sum")
+        for at in range(0, len(ids) - 1, 48)
+    ]
+    assert results["val_loss"] == pytest.approx(sum(losses).item() / (len(ids) - 1), abs=1e-5)
