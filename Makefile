@@ -26,7 +26,7 @@ notebooks: $(NOTEBOOKS)  ## execute all chapters in place and store their output
 $(NOTEBOOKS): $(READY)
 	RCMHA_LITE_STATIC=1 PYTHONPATH=$(CURDIR) $(BIN)/python tools/execute.py $@
 
-reproduce-quick: $(READY)  ## train a slice of the experiments again, in about ten minutes, and compare with the committed results
+reproduce-quick: $(READY)  ## train pairs of the experiments again, in about ten minutes, and compare their differences with the committed ones
 	$(BIN)/python -m experiments.reproduce
 
 clean:  ## remove what was built; .venv stays

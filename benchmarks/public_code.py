@@ -4,6 +4,8 @@ Time first, one product a projection, learned tables of 8192 rows whose used par
 call, scores shifted by padding; segment by segment, the query convolution starting afresh.
 """
 
+from copy import deepcopy
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -81,13 +83,17 @@ class Layer(nn.Module):
 
 
 class Model(nn.Module):
-    """ids ``[time, batch]`` and a list of memories to logits ``[time, batch, vocabulary]`` and new memories."""
+    """ids ``[time, batch]`` and a list of memories to logits ``[time, batch, vocabulary]`` and new memories.
+
+    It starts as the public code does: PyTorch's own weights and biases, and all layers as copies of one.
+    """
 
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.memory_length = config.memory
         self.embedding = nn.Embedding(config.vocabulary, config.d_model)
-        self.layers = nn.ModuleList(Layer(config) for _ in range(config.layers))
+        layer = Layer(config)
+        self.layers = nn.ModuleList(deepcopy(layer) for _ in range(config.layers))
         self.norm, self.output = nn.LayerNorm(config.d_model), nn.Linear(config.d_model, config.vocabulary)
 
     def forward(self, ids: Tensor, memories: list[Tensor]) -> tuple[Tensor, list[Tensor]]:

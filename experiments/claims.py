@@ -10,9 +10,12 @@ from typing import Any, Literal
 
 import yaml
 
+from experiments.comparisons import MEASURES
+from experiments.inference import Finding
+from experiments.questions import finding
 from experiments.registry import RUNS
-from experiments.results import ROOT, ablation_effects, choices, difference, regime_effects, worth_of_time
-from experiments.statistics import Interval, contrasts
+from experiments.results import ROOT, worth_of_time
+from experiments.statistics import Interval
 
 LEDGER = ROOT / "chapters/claims.yml"
 VERDICTS = ("supported", "contradicted", "open", "not testable here")
@@ -21,11 +24,14 @@ VERDICTS = ("supported", "contradicted", "open", "not testable here")
 @dataclass(frozen=True)
 class Claim:
     """A statement and where it comes from. ``evidence`` names tests (file::name), assertions of a chapter (file::text at
-    the beginning of its line), files, and groups of results; ``effect`` is computed.
+    the beginning of its line), files, and groups of results.
 
-    Where nothing here can test it, ``note`` says why. With an effect, the verdict must be what its interval says of
-    the bound: supported if all of the interval lies beyond it, contradicted if none does, open otherwise. Of a timing
-    the median decides; the extremes of its rounds are shown beside it.
+    ``effect`` is computed, and the verdict with it. It has a bound, ``above`` or ``below``, and names one of these:
+    a ``question`` of questions.py with its ``comparison`` and ``measure``, judged by the rule of inference.py
+    (``priced``: with the loss that a step's price costs, from the regime and the cell whose steps are cheaper); a
+    ``benchmark``, whose median decides, its extremes shown beside it; a ``value`` of a file.
+
+    Without an effect a test carries the verdict. Unless that is "supported", ``note`` says why.
     """
 
     statement: str
@@ -35,25 +41,36 @@ class Claim:
     effect: dict[str, Any] = field(default_factory=dict)
     note: str = ""
 
+    @property
+    def side(self) -> Literal["above", "below"]:
+        """On which side of its bound the claim sees the effect."""
+        return "above" if "above" in self.effect else "below"
+
+    def finding(self) -> Finding | None:
+        """What the rule says of the effect; None unless it answers a question."""
+        if "question" not in self.effect:
+            return None
+        bound = self.effect[self.side]
+        if "priced" in self.effect:
+            bound -= _cost(self.effect["measure"], *self.effect["priced"])
+        return finding(self.effect["question"], self.effect["comparison"], self.effect["measure"], bound)
+
     def measured(self) -> Interval | None:
         """The effect with its interval, from the files; for a ratio, the median with the extremes of its rounds."""
-        rest = {key: value for key, value in self.effect.items() if key not in ("above", "below")}
-        if not rest:
-            return None
-        kind = next(iter(rest))
-        return EFFECTS[kind](*rest.pop(kind), **rest)
+        if found := self.finding():
+            return found.interval
+        kind = next((kind for kind in ("benchmark", "value") if kind in self.effect), None)
+        return READ[kind](*self.effect[kind]) if kind else None
 
     def entailed(self) -> str | None:
         """The verdict that the effect entails; None where there is no effect."""
-        found = self.measured()
-        if found is None:
+        if found := self.finding():
+            return found.verdict(self.side)
+        read = self.measured()
+        if read is None:
             return None
-        low, high = (found.mean, found.mean) if "benchmark" in self.effect else (found.low, found.high)
-        if "above" in self.effect:
-            bound = self.effect["above"]
-            return "supported" if low > bound else "contradicted" if high <= bound else "open"
-        bound = self.effect["below"]
-        return "supported" if high < bound else "contradicted" if low >= bound else "open"
+        beyond = read.mean > self.effect["above"] if self.side == "above" else read.mean < self.effect["below"]
+        return "supported" if beyond else "contradicted"
 
 
 def ledger() -> list[Claim]:
@@ -83,20 +100,10 @@ def _is_there(name: str, root: Path) -> bool:
     return any(isinstance(node, ast.FunctionDef) and node.name == test for node in ast.parse(text).body)
 
 
-def _effect(names: str, *keys: str) -> Interval:
-    return ablation_effects(*keys)[tuple(names.split(" × "))]
-
-
-def _contrast(one: str, other: str, *, pool: Literal["kernels", "positions"], comparisons: int) -> Interval:
-    return contrasts(choices(pool), {"": {one: 1, other: -1}}, comparisons=comparisons)[""]
-
-
-def _regime(regime: str, part: str, *keys: str, comparisons: int, at_the_price_over: str | None = None) -> Interval:
-    found = regime_effects(regime, *keys, comparisons=comparisons)[part]
-    if at_the_price_over is None:
-        return found
-    price = _benchmark("regimes", f"{regime}, rcmha / {at_the_price_over}").mean
-    return found.shifted(worth_of_time(regime, *keys) * math.log(price))
+def _cost(measure: str, regime: str, cheaper: str) -> float:
+    """What the dearer steps of RCMHA, beside those of the ``cheaper`` cell, cost in loss at equal time."""
+    price = _benchmark("regimes", f"{regime}, rcmha / {cheaper}").mean
+    return worth_of_time(regime, *MEASURES[measure]) * math.log(price)
 
 
 def _benchmark(file: str, *keys: str) -> Interval:
@@ -114,11 +121,4 @@ def _value(file: str, *keys: str) -> Interval:
     return Interval(found, found, found, 1)
 
 
-EFFECTS: dict[str, Callable[..., Interval]] = {
-    "effect": _effect,
-    "contrast": _contrast,
-    "regime": _regime,
-    "difference": difference,
-    "benchmark": _benchmark,
-    "value": _value,
-}
+READ: dict[str, Callable[..., Interval]] = {"benchmark": _benchmark, "value": _value}

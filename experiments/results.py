@@ -1,14 +1,13 @@
-"""Reading what the experiments wrote, and comparing runs of one seed."""
+"""Reading what the experiments wrote."""
 
 import itertools
 import json
 import math
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from experiments import registry
-from experiments.statistics import Interval, contrasts, factorial_effects, interval
 from rcmha_lite.config import CELLS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -59,52 +58,11 @@ def paired_seeds(*runs: str) -> list[int]:
     return sorted(set.intersection(*(set(seeds(run)) for run in runs)))
 
 
-def ablation_effects(*keys: str) -> dict[tuple[str, ...], Interval]:
-    """The seven effects of the ablation on what the keys find in its results, such as "val_loss"."""
-    runs = cell_runs()
-    paired = paired_seeds(*runs.values())
-    return factorial_effects({levels: values(run, *keys, over=paired) for levels, run in runs.items()}, FACTORS)
-
-
-def difference(one: str, other: str, *keys: str, comparisons: int = 1) -> Interval:
-    """``one`` less ``other``, seed by seed."""
-    paired = paired_seeds(one, other)
-    pair = (values(run, *keys, over=paired) for run in (one, other))
-    return interval([a - b for a, b in zip(*pair, strict=True)], comparisons=comparisons)
-
-
-def choices(pool: Literal["all", "kernels", "positions"] = "all") -> dict[str, list[float]]:
-    """Validation losses of ``parts``, choice by choice, over the seeds that all have.
-
-    "kernels": RCMHA and its other designs of the convolution; "positions": RCMHA and its other encodings of position.
-    """
+def choices() -> dict[str, list[float]]:
+    """Validation losses of ``parts``, choice by choice, over the seeds that all have."""
     names = list(dict.fromkeys(run.name.rpartition("-")[0] for run in registry.parts()))
     paired = paired_seeds(*(f"parts/{name}" for name in names))
-    if pool == "kernels":
-        names = [name for name in names if not name.startswith(("position", "activation"))]
-    elif pool == "positions":
-        names = [name for name in names if name == "rcmha" or name.startswith("position")]
     return {name: values(f"parts/{name}", "val_loss", over=paired) for name in names}
-
-
-def regime_losses(regime: str, *keys: str) -> dict[str, list[float]]:
-    """What the keys find in the cells of one of the ``regimes``, over the seeds that all have."""
-    runs = {cell: f"regimes/{regime}-{cell}" for cell in ("rmha", "relu", "rcmha", "identity")}
-    runs = {cell: run for cell, run in runs.items() if seeds(run)}
-    paired = paired_seeds(*runs.values())
-    return {cell: values(run, *keys, over=paired) for cell, run in runs.items()}
-
-
-def regime_effects(regime: str, *keys: str, comparisons: int) -> dict[str, Interval]:
-    """What parts of RCMHA earn in a regime, on what the keys find: contrasts of the cells that it has."""
-    asked = {
-        "convolution": ("rcmha", "rmha"),
-        "convolution from the identity": ("identity", "rmha"),
-        "squared ReLU": ("rcmha", "relu"),
-    }
-    losses = regime_losses(regime, *keys)
-    pairs = {part: {one: 1, other: -1} for part, (one, other) in asked.items() if one in losses}
-    return contrasts(losses, pairs, comparisons=comparisons)
 
 
 def worth_of_time(regime: str, *keys: str) -> float:

@@ -125,4 +125,17 @@ class HeadConvolution(nn.Module):
         history: Float[Tensor, "batch past channels"] | None = None,
     ) -> Float[Tensor, "batch time channels"]:
         """Convolve ``projections``, laid side by side in the channels, each with its heads side by side."""
+        if history is not None and self.reaches(history, projections) and x.shape[1] == 1:
+            return self.next(torch.cat((history, x), dim=1))
         return causal_depthwise_convolution(x, *self.taps(projections), history)
+
+    def reaches(self, history: Tensor, projections: str = "qkv") -> bool:
+        """Whether ``next`` can be asked: all that the kernels reach has been, and every projection is convolved."""
+        whole = history.shape[1] == self.kernel_size - 1 and projections == self.projections
+        return whole and not torch.compiler.is_compiling()
+
+    def next(self, rows: Float[Tensor, "batch kernel channels"]) -> Float[Tensor, "batch 1 channels"]:
+        """``forward`` at the last of ``kernel_size`` positions, with the kernels as they are stored."""
+        by_head = rows.unflatten(2, (len(self.projections), self.n_heads, self.d_head))
+        y = (by_head * self.weight.movedim(-1, 0)).sum(dim=1, keepdim=True)
+        return (y if self.bias is None else y + self.bias).flatten(2)

@@ -131,6 +131,46 @@ def intervals(title: str, x_label: str, found: Mapping[str, tuple[float, float, 
     return figure
 
 
+def at_each_price(
+    title: str,
+    y_label: str,
+    prices: Sequence[float],
+    bands: Mapping[str, Sequence[tuple[float, float, float]]],
+    measured: Mapping[str, tuple[float, float, float]],
+) -> Figure:
+    """Differences at equal time over the price of a step, (mean, low, high) each, above every measured price and its spread.
+
+    A line and a band for each of ``bands``, named at its end; of a measured price, (price, low, high), a row and a mark up
+    through the bands. All prices are shares: 0.1 is a step dearer by 10 %.
+    """
+    figure, (axes, rows) = plt.subplots(
+        2, 1, figsize=(7.0, 3.6 + 0.24 * len(measured)), layout="constrained", sharex=True,
+        height_ratios=(3.0, 0.24 * len(measured)),
+    )  # fmt: skip
+    figure.suptitle(title, x=0.01, ha="left", fontsize=11, fontweight="bold", wrap=True)
+    percent = [100 * price for price in prices]
+    axes.axhline(0, color=GREY, linewidth=1)
+    for name, values, colour in coloured(bands):
+        mean, low, high = zip(*values, strict=True)
+        axes.fill_between(percent, low, high, color=colour, alpha=0.2, linewidth=0)
+        axes.plot(percent, mean, color=colour)
+        axes.annotate(name, (percent[-1], mean[-1]), (4, 0), textcoords="offset points", color=colour, va="center")
+    for place, found in enumerate(measured.values()):
+        at, *ends = (100 * price for price in found)
+        axes.axvline(at, color=GREY, linewidth=0.8, linestyle=":")
+        rows.plot([at, at], [-1, place], color=GREY, linewidth=0.8, linestyle=":")
+        rows.plot(ends, [place, place], color=GREY, linewidth=2)
+        rows.plot([at], [place], "o", color=BLUE, markersize=4)
+    rows.set_yticks(range(len(measured)), list(measured), fontsize=8)
+    rows.set_ylim(len(measured) - 0.5, -0.7)
+    rows.set_xlim(percent[0], percent[-1])
+    rows.set_xlabel("price: how much dearer a step is (%)")
+    axes.set_ylabel(y_label)
+    for one in (axes, rows):
+        one.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
 def learning_curve(title: str, results: Mapping[str, Any], levels: Mapping[str, float]) -> Figure:
     """Training and validation loss of a run over the characters it has read, with reference levels."""
     curve, config = results["curve"], results["config"]

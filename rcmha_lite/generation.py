@@ -11,6 +11,7 @@ from torch import Tensor
 from rcmha_lite.data import CharTokenizer
 from rcmha_lite.evaluation import read_window
 from rcmha_lite.model import LanguageModel
+from rcmha_lite.stepping import Stepper
 
 
 def next_probabilities(
@@ -34,6 +35,8 @@ def next_probabilities(
     exact = logits.double()
     below = exact - exact.max(dim=-1, keepdim=True).values  # 0 at best, however small the temperature
     probabilities = (below / temperature).softmax(dim=-1)
+    if top_k is None and top_p is None:
+        return probabilities.to(logits.dtype)
     ordered, order = probabilities.sort(dim=-1, descending=True, stable=True)
     before = ordered.cumsum(dim=-1) - ordered
     keep = before < (math.inf if top_p is None else top_p)
@@ -66,7 +69,7 @@ class Stream:
 
     def __init__(self, model: LanguageModel, ids: Int[Tensor, "batch time"]) -> None:
         config = model.config
-        self.model, self.seen = model, ids.to(model.device)
+        self.model, self.stepper, self.seen = model, Stepper(model), ids.to(model.device)
         self.window = config.context + config.memory
         self.segmented = bool(config.fresh_queries and config.kernel_size and config.memory)  # read as in training
         self.unread, self.cache = self.seen[:, -self.window :], model.new_cache(self.window - 1)
@@ -81,6 +84,8 @@ class Stream:
         if self.model.position and self.cache[0].seen + self.unread.shape[1] > self.window:
             self.unread = self.seen[:, -max(1, self.window // 2) :]
             self.cache = self.model.new_cache(self.window - 1)
+        if self.unread.shape[1] == 1:
+            return self.stepper(self.unread[:, 0], self.cache)
         return self.model(self.unread, cache=self.cache)[0][:, -1]
 
     def append(self, ids: Int[Tensor, " batch"]) -> None:

@@ -43,6 +43,8 @@ def squared_relu(x: Tensor) -> Tensor:
     """max(x, 0)², the activation of Primer (So et al. 2021, arXiv 2109.08668)."""
     if transforms_are_active() or torch.compiler.is_compiling():
         return F.relu(x).square()
+    if not torch.is_grad_enabled():
+        return F.relu(x).square_()
     found: Tensor = _SquaredReLU.apply(x)
     return found
 
@@ -73,8 +75,10 @@ class Dropout(nn.Module):
 
     def forward(self, x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         """``x`` with elements dropped; ``x`` itself outside training."""
-        if not self.training or not self.p or x.device.type != "cpu" or transforms_are_active():
-            return F.dropout(x, self.p, self.training)
+        if not self.training or not self.p:
+            return x
+        if x.device.type != "cpu" or transforms_are_active():
+            return F.dropout(x, self.p)
         dropped = min(max(round(self.p * 256), 1), 255)
         words = torch.empty(-(-x.numel() // 8), dtype=torch.int64).random_(-(2**63), None)
         keep = words.view(torch.uint8)[: x.numel()].view(x.shape) >= dropped
@@ -243,7 +247,8 @@ class LanguageModel(nn.Module):
         kept, time = [], ids.shape[1]
         for n, block in enumerate(self.blocks):
             context = torch.cat((memory.hidden[n], x), dim=1) if memory is not None else x
-            kept.append(context.detach()[:, -self.config.memory :])
+            if self.config.memory:
+                kept.append(context.detach()[:, -self.config.memory :])
             x = block(context, time, cache[n] if cache is not None else None)
         x = self.norm(x)
         logits = F.linear(x, self.tied_weight()) if self.output is None else self.output(x)

@@ -23,6 +23,30 @@ def sinusoids(positions: Shaped[Tensor, " n"], d: int, base: float = 10_000.0) -
     return torch.cat((angles.sin(), angles.cos()), dim=-1)
 
 
+class SinusoidTable:
+    """``sinusoids`` of consecutive positions; for a stream, ``AHEAD`` of them are made at once and kept."""
+
+    AHEAD = 512
+
+    def __init__(self, d: int, base: float = 10_000.0) -> None:
+        self.d, self.base = d, base
+        self.kept, self.first = torch.empty(0, d), 0
+
+    def rows(self, like: Float[Tensor, "*batch time width"], start: int) -> Float[Tensor, "time {self.d}"]:
+        """Those of the positions of ``like``, the first of them at ``start``, in its precision and place."""
+        time = like.shape[-2]
+        if torch.compiler.is_compiling() or torch.is_grad_enabled() or type(like) is not Tensor or time > self.AHEAD:
+            return self._made(like, start, time)
+        at = start - self.first
+        if not 0 <= at <= len(self.kept) - time or self.kept.dtype != like.dtype or self.kept.device != like.device:
+            self.kept, self.first, at = self._made(like, start, time + self.AHEAD), start, 0
+        return self.kept[at : at + time]
+
+    def _made(self, like: Tensor, start: int, time: int) -> Tensor:
+        positions = torch.arange(start, start + time, device=like.device)
+        return sinusoids(positions, self.d, self.base).to(like)
+
+
 class AbsolutePosition(nn.Module):
     """Adds a vector for each position p to the embedding there: ``sinusoids(p)``, or row p of a learned table.
 
@@ -33,12 +57,13 @@ class AbsolutePosition(nn.Module):
         super().__init__()
         sinusoids(torch.zeros(1), 2 if learned else d_model)  # raises where they would
         self.table = nn.Parameter(torch.zeros(length, d_model)) if learned else None
+        self.waves = SinusoidTable(d_model)
 
     def forward(self, x: Float[Tensor, "batch time d_model"], start: int = 0) -> Float[Tensor, "batch time d_model"]:
         """x[t] + encoding(start + t); IndexError where a learned table has no such row."""
         stop = start + x.shape[1]
         if self.table is None:
-            return x + sinusoids(torch.arange(start, stop, device=x.device), x.shape[2]).to(x)
+            return x + self.waves.rows(x, start)
         if stop > len(self.table):
             raise IndexError(
                 f"position {stop - 1} lies outside a learned table of {len(self.table)} positions: "
@@ -148,11 +173,11 @@ class SinusoidalRelativePosition(RelativePosition):
         self.position_bias = nn.Parameter(torch.zeros(n_heads, d_head))
         self.projection = nn.Parameter(torch.empty(n_heads * d_head, d_position))
         nn.init.normal_(self.projection, std=d_position**-0.5)
+        self.table = SinusoidTable(d_position)
 
     def waves(self, like: Tensor, start: int) -> Float[Tensor, "time d_position"]:
         """Sinusoids of the positions of ``like``, the first of them at ``start``."""
-        positions = torch.arange(start, start + like.shape[2], device=like.device)
-        return sinusoids(positions, self.projection.shape[1]).to(like)
+        return self.table.rows(like, start)
 
     def queries(self, q: Tensor, start: int) -> Tensor:
         """[q_i + u, φ(i)], with φ of a_i = Wᵀ(q_i + v)."""
@@ -177,12 +202,11 @@ class RotaryPosition(Position):
     def __init__(self, n_heads: int, d_head: int, base: float = 10_000.0) -> None:
         super().__init__(n_heads, d_head)
         sinusoids(torch.zeros(1), d_head, base)  # raises where it would
-        self.base = base
+        self.table = SinusoidTable(d_head, base)
 
     def queries(self, q: Tensor, start: int) -> Tensor:
         """R_i q_i."""
-        positions = torch.arange(start, start + q.shape[2], device=q.device)
-        sin, cos = sinusoids(positions, self.d_head, self.base).to(q).chunk(2, dim=-1)
+        sin, cos = self.table.rows(q, start).chunk(2, dim=-1)
         x, y = q.chunk(2, dim=-1)
         return torch.cat((x * cos - y * sin, x * sin + y * cos), dim=-1)
 

@@ -46,22 +46,34 @@ class AttentionCache:
     @torch.no_grad()
     def extend(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Append keys and values ``[batch, heads, time, width]``, and return all that this call may see."""
+        new, seen = self.reserve(keys, values)
+        all_keys, all_values = self.buffers()
+        all_keys[:, :, new], all_values[:, :, new] = keys, values
+        return all_keys[:, :, seen], all_values[:, :, seen]
+
+    def buffers(self) -> tuple[Tensor, Tensor]:
+        """Where keys and values stand, ``[batch, heads, room, width]``; after a ``reserve``."""
+        assert self._keys is not None
+        assert self._values is not None
+        return self._keys, self._values
+
+    def reserve(self, keys: Tensor, values: Tensor) -> tuple[slice, slice]:
+        """Places in the buffers for keys and values like these, counted from now on, and all that may be seen with them."""
         if self._keys is not None and keys.dtype != self._keys.dtype:
             stream = f"a piece in {keys.dtype} does not continue a stream in {self._keys.dtype}"
             raise ValueError(f"{stream}: read both under the same autocast, or start a new AttentionCache")
-        stop, needed = self._stop + keys.shape[2], len(self) + keys.shape[2]
+        time = keys.shape[2]
+        stop, needed = self._stop + time, len(self) + time
         room = 0 if self._keys is None else self._keys.shape[2]
         wasted = self.limit is not None and room > 8 * (self.limit + needed)  # after one long piece
         if self._keys is None or self._values is None or stop > room or wasted:
             kept = slice(self._start, self._stop)
             self._keys, self._values = _moved(self._keys, kept, keys), _moved(self._values, kept, values)
-            self._start, self._stop, stop = 0, len(self), len(self) + keys.shape[2]
-        self._keys[:, :, self._stop : stop] = keys
-        self._values[:, :, self._stop : stop] = values
-        seen = slice(self._start, stop)
-        self.seen, self._stop = self.seen + keys.shape[2], stop
+            self._start, self._stop, stop = 0, len(self), len(self) + time
+        new, seen = slice(self._stop, stop), slice(self._start, stop)
+        self.seen, self._stop = self.seen + time, stop
         self._start = self._start if self.limit is None else max(self._start, stop - self.limit)
-        return self._keys[:, :, seen], self._values[:, :, seen]
+        return new, seen
 
     def keep(self, projections: Tensor, past: int) -> None:
         """Remember the last ``past`` rows of the projections so far, ``[batch, time, width]``, for kernels to reach."""
@@ -74,7 +86,8 @@ def _moved(old: Tensor | None, kept: slice, new: Tensor) -> Tensor:
     """A buffer twice as long as what it must hold, with the ``kept`` part of the old one at its beginning."""
     batch, heads, time, width = new.shape
     length = kept.stop - kept.start
-    buffer = new.new_empty(batch, heads, 2 * (length + time), width)
+    with torch.inference_mode(False):  # it must be writable later, wherever this is called
+        buffer = new.new_empty(batch, heads, 2 * (length + time), width)
     if old is not None:
         buffer[:, :, :length] = old[:, :, kept]
     return buffer

@@ -1,5 +1,6 @@
 """Parameters and operations against formulas written out by hand."""
 
+import copy
 import subprocess
 import sys
 from functools import partial
@@ -8,7 +9,8 @@ from time import sleep
 import pytest
 import torch
 
-from benchmarks.times import in_turn, public_step, relative_pair
+from benchmarks import public_code
+from benchmarks.times import copy_weights, in_turn, public_step, relative_pair
 from rcmha_lite.accounting import (
     flops,
     parameters_by_part,
@@ -92,6 +94,24 @@ def test_relative_attention_keeps_linear_memory():
         kept[time] = saved_bytes(ours, but_not=inputs)
         assert saved_bytes(explicit, but_not=inputs) >= {2048: 7, 4096: 13}[time] * kept[time]
     assert kept[4096] <= 2.1 * kept[2048]
+
+
+def test_paper_preset_starts_like_the_transcription_of_the_public_code():
+    """Layer by layer the same spread of every weight and bias, and all layers as copies of the first."""
+    config = PRESETS["paper"]
+    torch.manual_seed(0)
+    theirs, ours = public_code.Model(config), LanguageModel(config)
+    for layers in (theirs.layers, ours.blocks):
+        first, *others = (dict(layer.named_parameters()) for layer in layers)
+        assert all(torch.equal(first[name], other[name]) for other in others for name in first)
+    copied = copy.deepcopy(theirs)
+    copy_weights(ours, copied)
+    drawn = 0
+    for (name, a), b in zip(theirs.named_parameters(), copied.parameters(), strict=True):
+        if a.std() > 0 and not torch.equal(a, b):
+            assert (b.std() / a.std()).item() == pytest.approx(1, abs=0.4 if a.numel() < 1000 else 0.05), name
+            drawn += 1
+    assert drawn > 10 * config.layers
 
 
 def test_paper_preset_trains_like_the_transcription_of_the_public_code():

@@ -5,22 +5,20 @@ import json
 import math
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from hypothesis.extra.numpy import arrays
 from scipy import stats
 
 from experiments import __main__ as command
 from experiments import induction, measures, reproduce, results
 from experiments.measures import MEASURES
 from experiments.registry import BASE, EQUAL_TIME, GROUPS, RUNS, Run, ablation
-from experiments.statistics import common_deviation, contrasts, factorial_effects, interval
+from experiments.statistics import common_deviation, interval
 from experiments.yardsticks import operations
 from rcmha_lite.config import Config
 from rcmha_lite.data import CharTokenizer, load_tiny_shakespeare, split
@@ -59,7 +57,15 @@ def test_equal_time_follows_from_the_measured_steps():
         assert steps == pytest.approx(500 * reference / time, rel=0.03)
 
 
-COMPARED = [("ablation", "equal_time"), ("parts",), ("starts",), ("regimes",), ("longer",)]
+COMPARED = [
+    ("ablation", "equal_time"),
+    ("parts",),
+    ("starts",),
+    ("kernel_starts", "position_codes"),
+    ("lasting",),
+    ("regimes",),
+    ("longer",),
+]
 ENGINE = [
     f"rcmha_lite/{name}.py"
     for name in ["attention", "convolution", "data", "evaluation", "model", "positions", "training"]
@@ -107,22 +113,57 @@ def test_results_are_of_the_registry_and_carry_their_manifest(file):
         assert found["curve"][-1]["val_loss"] == pytest.approx(found["val_loss"], abs=0.005)
 
 
+@cache
+def measures_at(commit):
+    """The source of measures.py at a commit; None where this checkout does not hold it."""
+    shown = subprocess.run(
+        ["git", "show", f"{commit}:experiments/measures.py"], cwd=results.ROOT, capture_output=True, text=True
+    )
+    return None if shown.returncode else shown.stdout
+
+
+def test_every_measure_was_taken_by_a_commit_that_has_it():
+    """By the run's own commit, or by the one that ``measured_by`` names."""
+    for file in FILES:
+        found = json.loads(file.read_text(encoding="utf-8"))
+        for name in found.get("measures", {}):
+            source = measures_at(found.get("measured_by", {}).get(name, found["manifest"]["commit"]))
+            if source is None:
+                pytest.skip("this checkout does not hold the commits that the results name")
+            assert f"def {name}(" in source, f"{file.parent.name}/{file.stem}: {name}"
+
+
+def test_sixteen_runs_repeated_are_equal_to_the_last_bit():
+    """Four choices of ``parts`` are cells of the ablation, trained again from other commits: same losses on the way."""
+    again = {
+        "rcmha": "rcmha-relu2",
+        "kernel-0": "rmha-relu2",
+        "activation-relu": "rcmha-relu",
+        "position-absolute-sinusoidal": "mdha-relu2",
+    }
+    ends = set()
+    for choice, cell in again.items():
+        for seed in range(4):
+            first, second = (results.load(f"{name}-{seed}") for name in (f"ablation/{cell}", f"parts/{choice}"))
+            assert first["manifest"]["commit"] != second["manifest"]["commit"]
+            assert first["manifest"]["processor"] == second["manifest"]["processor"]
+            for key in ("val_loss", "val_accuracy"):
+                assert first[key] == second[key]
+            both = {point["step"]: point["val_loss"] for point in first["curve"]}
+            assert all(point["val_loss"] == both[point["step"]] for point in second["curve"])
+            ends.add(first["val_loss"])
+    assert len(ends) == 16
+
+
 def test_interval_by_hand():
     """Mean 2, s = 1, n = 3: half width t(0.975, 2) / √3 = 4.303 / 1.732."""
     found = interval([1.0, 2.0, 3.0])
     assert found.mean == 2
     assert found.high - found.mean == pytest.approx(4.30265 / 3**0.5, rel=1e-5)
-    assert not found.excludes_zero
+    assert found.low < 0 < found.high
     assert interval([1.0, 2.0, 3.0], comparisons=7).high > found.high
     with pytest.raises(ValueError, match="give two paired runs or more"):
         interval([1.0])
-
-
-def test_simultaneous_intervals_cover_what_they_promise():
-    """Seven effects that are all zero: 95 % of repetitions have no interval that leaves zero out."""
-    noise = np.random.default_rng(0).standard_normal((400, 7, 8))
-    clean = sum(not any(interval(row, comparisons=7).excludes_zero for row in rows.tolist()) for rows in noise)
-    assert 0.92 < clean / 400 < 0.99
 
 
 def test_common_deviation_by_hand():
@@ -130,97 +171,15 @@ def test_common_deviation_by_hand():
     assert common_deviation([[1.0, 2.0, 3.0], [0.0, 4.0, 5.0]]) == pytest.approx(2)
 
 
-@given(arrays(float, (2, 2, 2), elements=st.floats(-5, 5)))
-@settings(max_examples=25, deadline=None)
-def test_effects_recover_what_went_in(table):
-    """Main effects are differences of means; an interaction, half the difference of differences."""
-    values = {
-        (bool(a), bool(b), bool(c)): (table[a, b, c] + np.arange(3) * 0.1).tolist()
-        for a in (0, 1) for b in (0, 1) for c in (0, 1)
-    }  # fmt: skip
-    found = factorial_effects(values, ("a", "b", "c"))
-    assert len(found) == 7
-    assert found[("a",)].mean == pytest.approx(table[1].mean() - table[0].mean(), abs=1e-9)
-    change = table[1] - table[0]
-    assert found[("a", "c")].mean == pytest.approx((change[:, 1].mean() - change[:, 0].mean()) / 2, abs=1e-9)
-    assert found[("b",)].high - found[("b",)].low < 1e-9  # the pairs differ by a constant, which cancels
-
-
-def test_effects_need_every_cell():
-    with pytest.raises(ValueError, match="give 4 cells with as many runs in each"):
-        factorial_effects({(True, True): [1.0, 2.0]}, ("a", "b"))
-
-
-def less(one: str, other: str) -> dict[str, float]:
-    return {one: 1.0, other: -1.0}
-
-
-def test_two_choices_are_a_paired_comparison():
-    """With one choice beside another, nothing can be pooled: the paired t interval."""
-    found = contrasts({"a": [1.0, 2.0, 4.0], "b": [2.0, 4.0, 7.0]}, {"b − a": less("b", "a")})["b − a"]
-    assert found == pytest.approx(interval([1.0, 2.0, 3.0]))
-
-
-def test_contrasts_are_those_of_least_squares():
-    """The same intervals from a regression on dummies of choice and seed, for differences and for a mean of two."""
-    generator = np.random.default_rng(1)
-    table = generator.standard_normal((5, 4)) + np.arange(4) + np.arange(5)[:, None]
-    asked = {"1 − 0": less("1", "0"), "3 − 2": less("3", "2"), "1 and 4 − 0": {"1": 0.5, "4": 0.5, "0": -1.0}}
-    found = contrasts({str(n): row.tolist() for n, row in enumerate(table)}, asked)
-    columns = [np.eye(5)[i][:, None] * np.ones(4) for i in range(5)]
-    columns += [np.ones((5, 1)) * np.eye(4)[j] for j in range(1, 4)]
-    design = np.stack([column.ravel() for column in columns], axis=1)
-    fitted, residual, *_ = np.linalg.lstsq(design, table.ravel(), rcond=None)
-    covariance = np.linalg.inv(design.T @ design) * residual[0] / (20 - design.shape[1])
-    for name, weights in asked.items():
-        c = np.array([weights.get(str(i), 0.0) for i in range(5)] + [0.0] * 3)
-        half = stats.t.ppf(1 - 0.05 / 6, 12) * (c @ covariance @ c) ** 0.5
-        assert found[name] == pytest.approx((c @ fitted, c @ fitted - half, c @ fitted + half, 4))
-
-
-def test_contrasts_estimate_what_the_factorial_does():
-    generator = np.random.default_rng(2)
-    cells = {(a, b): generator.standard_normal(6).tolist() for a in (False, True) for b in (False, True)}
-    effects = factorial_effects(cells, ("a", "b"))
-    weights = {str(cell): (0.5 if cell[0] else -0.5) for cell in cells}
-    found = contrasts({str(cell): values for cell, values in cells.items()}, {"a": weights}, comparisons=3)["a"]
-    assert found.mean == pytest.approx(effects[("a",)].mean)
-
-
-def test_contrasts_cover_what_they_promise():
-    """Eight differences from one choice, all zero: 95 % of repetitions have no interval that leaves zero out."""
-    noise = np.random.default_rng(0).standard_normal((400, 9, 4))
-    asked = {str(n): less(str(n), "0") for n in range(1, 9)}
-    clean = 0
-    for rows in noise + np.arange(4):  # seeds differ, which must cancel
-        found = contrasts({str(n): row.tolist() for n, row in enumerate(rows)}, asked)
-        clean += not any(one.excludes_zero for one in found.values())
-    assert 0.92 < clean / 400 < 0.99
-
-
-@pytest.mark.parametrize("values", [{"a": [1.0, 2.0]}, {"a": [1.0], "b": [2.0]}, {"a": [1.0, 2.0], "b": [1.0]}])
-def test_contrasts_need_a_full_table(values):
-    with pytest.raises(ValueError, match="give two choices or more"):
-        contrasts(values, {})
-
-
-def test_contrasts_need_weights_that_cancel():
-    with pytest.raises(ValueError, match="give some that cancel"):
-        contrasts({"a": [1.0, 2.0], "b": [1.0, 3.0]}, {"a": {"a": 1.0}})
-
-
-def test_what_parts_earn_in_a_regime_by_hand(tmp_path, monkeypatch):
-    """With no noise at all, two seeds apart by 1: 5 with the convolution less 7 without; one halving of steps, 3 nats."""
-    ends = {"rmha": (7.0, 8.0), "relu": (6.0, 7.0), "rcmha": (5.0, 6.0), "half": (10.0, 11.0)}
+def test_worth_of_time_by_hand(tmp_path, monkeypatch):
+    """Half the steps end 3 nats higher, in two seeds apart by 1: one halving."""
+    ends = {"rmha": (7.0, 8.0), "half": (10.0, 11.0)}
     (tmp_path / "regimes").mkdir()
     for cell, losses in ends.items():
         for seed, loss in enumerate(losses):
             (tmp_path / f"regimes/thin-{cell}-{seed}.json").write_text(json.dumps({"val_loss": loss}))
     monkeypatch.setattr(results, "RESULTS", tmp_path)
     results.load.cache_clear()
-    found = results.regime_effects("thin", "val_loss", comparisons=1)
-    assert {part: effect.mean for part, effect in found.items()} == {"convolution": -2, "squared ReLU": -1}
-    assert found["convolution"].shifted(0.5)[:3] == (-1.5, -1.5, -1.5)
     assert results.worth_of_time("thin", "val_loss") == pytest.approx(3 / math.log(2))
     results.load.cache_clear()
 
@@ -436,16 +395,72 @@ def test_timed_runs_are_alone(two_runs, tmp_path, monkeypatch):
     assert at_once == {"text": 2, "lookup": 2, "timed": 1}
 
 
-def test_reproduction_compares_with_the_committed_files(tmp_path):
-    for name in reproduce.SLICE:
-        file = tmp_path / f"{name}.json"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text((results.RESULTS / f"{name}.json").read_text())
-    assert all(line.agrees for line in reproduce.compare(tmp_path))
-    file = tmp_path / f"{reproduce.SLICE[0]}.json"
-    found = json.loads(file.read_text())
-    file.write_text(json.dumps(found | {"val_loss": found["val_loss"] + 1.01 * reproduce.TOLERANCE["val_loss"]}))
-    assert [line.agrees for line in reproduce.compare(tmp_path)].count(False) == 1
+@pytest.fixture
+def made_again(tmp_path):
+    """A folder that holds the committed runs of the pairs, as a machine that rounds alike would make them."""
+    for pair in reproduce.committed():
+        for run in pair.runs:
+            file = tmp_path / f"{run}.json"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text((results.RESULTS / f"{run}.json").read_text())
+    return tmp_path
+
+
+def test_reproduction_compares_differences(made_again):
+    """Both runs may move together; one against the other, no further than another seed would."""
+    lines = reproduce.compare(made_again)
+    assert all(line.agrees and line.found == pytest.approx(line.committed) for line in lines)
+    line, (one, other) = lines[0], reproduce.PAIRS[0].runs
+    assert line.measure == "val_loss"
+
+    def moved(run, by):
+        file = made_again / f"{run}.json"
+        found = json.loads(file.read_text())
+        file.write_text(json.dumps(found | {"val_loss": found["val_loss"] + by}))
+        return reproduce.compare(made_again)[0].agrees
+
+    assert moved(one, 0.99 * line.tolerance)
+    assert not moved(one, 0.02 * line.tolerance)
+    assert moved(other, 1.01 * line.tolerance)
+
+
+def test_reproduction_refutes_positions_and_the_look_up(made_again):
+    """What its docstring says: without relative positions' effect it would differ; the convolution's is within the spread."""
+    told = {(line.what, line.measure): line.refutes for line in reproduce.compare(made_again)}
+    assert {name for name, _ in told} == {pair.what for pair in reproduce.committed()}
+    for (name, measure), refutes in told.items():
+        assert refutes == (not name.startswith("convolution")), measure
+    [positions] = (line for line in reproduce.compare(made_again) if line[:2] == ("relative positions", "val_loss"))
+    assert not positions._replace(found=positions.committed - positions.effect).agrees
+
+
+def test_the_tolerance_of_a_reproduction_is_another_seeds():
+    """Two differences drawn alike: 95 % lie within it."""
+    generator = np.random.default_rng(0)
+    drawn = generator.standard_normal((4000, 10))
+    spread = stats.t.ppf(0.975, 7) * drawn[:, :8].std(axis=1, ddof=1) * 2**0.5
+    assert 0.93 < np.mean(np.abs(drawn[:, 8] - drawn[:, 9]) <= spread) < 0.97
+
+
+def test_reproduction_leaves_out_what_is_not_committed(monkeypatch, capsys):
+    missing = reproduce.Pair("of tomorrow", "ablation/rmha-relu2", "ablation/mha-relu2", 99, ("val_loss",))
+    asked = []
+    monkeypatch.setattr(reproduce, "PAIRS", (missing, reproduce.PAIRS[0]))
+    monkeypatch.setattr(reproduce, "committed", lambda: [reproduce.PAIRS[1]])
+    monkeypatch.setattr(reproduce.shutil, "rmtree", lambda *_, **__: None)
+    monkeypatch.setattr(
+        reproduce.subprocess, "run", lambda command, **_: asked.extend(command) or subprocess.CompletedProcess([], 3)
+    )
+    with pytest.raises(SystemExit, match="3"):
+        reproduce.main()
+    assert "of tomorrow: nothing to compare with" in capsys.readouterr().out
+    assert "ablation/rmha-relu2-0" in asked
+    assert "ablation/rmha-relu2-99" not in asked
+
+
+def test_pairs_of_the_reproduction_are_declared():
+    assert all(run in RUNS for pair in reproduce.PAIRS for run in pair.runs)
+    assert [pair for pair in reproduce.PAIRS if pair in reproduce.committed()] == reproduce.committed()
 
 
 def test_reproduction_starts_afresh(tmp_path, monkeypatch):

@@ -57,6 +57,18 @@ def test_intervals_are_hollow_where_nothing_is_settled():
     assert [line.get_markerfacecolor() == "white" for line in means] == [False, True]
 
 
+def test_prices_stand_under_the_bands():
+    measured = {"low": (0.04, 0.02, 0.05), "high": (0.1, 0.1, 0.1)}
+    bands = {"a": [(0.0, -1, 1), (0.5, -0.5, 1.5)], "b": [(1, 0, 2), (2, 1, 3)]}
+    above, below = figures.at_each_price("finding", "y", [0, 0.15], bands, measured).axes
+    assert [list(line.get_ydata()) for line in above.lines[1:3]] == [[0.0, 0.5], [1, 2]]
+    assert [line.get_xdata()[0] for line in above.lines[3:]] == [4, 10]
+    assert [text.get_text() for text in above.texts] == ["a", "b"]
+    assert [tick.get_text() for tick in below.get_yticklabels()] == ["low", "high"]
+    assert [list(line.get_xdata()) for line in below.lines[1::3]] == [[2, 5], [10, 10]]
+    assert below.get_xlim() == (0, 15)
+
+
 def test_learning_curve_counts_characters():
     curve = [{"step": s, "train_loss": 3 / s, "val_loss": 4 / s} for s in (10, 20)]
     results = {"curve": curve, "config": {"batch": 100, "context": 1000}}

@@ -1,5 +1,6 @@
 """The page of the claims ledger, made from chapters/claims.yml and the results: python -m tools.claims"""
 
+import math
 from itertools import groupby
 
 from experiments.claims import Claim, ledger
@@ -12,7 +13,9 @@ OPENING = """\
 
 The claims of RCMHA's paper, of its public code, of its ancestors as far as they matter here, and of this book: what was claimed, what came out, and the test or the file that says so. The page is made from `chapters/claims.yml` and the results (`python -m tools.claims`); tests fail when a claim has no evidence, when the evidence is gone, or when a verdict is not what the measured interval says.
 
-*Supported* and *contradicted* refer to our experiments: our recipe, our text, our hardware; *open* means that our interval holds both answers. *Not testable here* says why not. Effects carry 95 % intervals, the number of paired seeds, and how many comparisons the interval holds for together; timings carry the smallest and the largest of their rounds, and their median decides. Intervals hold together within a family of comparisons, not across families: of twenty families one may be expected to mislead somewhere. Rows about the same cells are not independent.
+*Supported* and *contradicted* refer to our experiments: our recipe, our text, our hardware. *Not testable here* says why not. A comparison over seeds is judged by one rule, written in `experiments/inference.py`: its 95 % interval, which allows for all comparisons of its question together, and an exact test that needs no normal distribution must both tell it from the bound; fewer than six seeds give no verdict. Otherwise it is *open*, and the row says how large an effect its runs would have shown, four times of five; "open" says neither that there is an effect nor that there is none. The questions, with their comparisons, measures and seeds, stand in `experiments/questions.py`; of those older than the rule, in `experiments/earlier.py`, the seeds and what was looked at had been chosen on the way.
+
+Timings carry the smallest and the largest of their rounds, and their median decides. A row without an effect rests on its test, which can show what our runs did, not what others would. Intervals hold together within a question, not across questions: of twenty questions one may be expected to mislead somewhere. Rows about the same cells are not independent.
 """
 
 HEAD = """\
@@ -26,18 +29,27 @@ HEAD = """\
   - evidence"""
 
 
+def effect(claim: Claim) -> str:
+    """The effect with its interval, what it allows for, and of an open one the smallest that would have been shown."""
+    if found := claim.finding():
+        told = f"{found.interval}; {found.interval.n} seeds, {found.family} together, p {found.p:.3f}"
+        if found.bound:
+            told += f"; bound {found.bound:+.4f}"
+        if found.settled:
+            return told
+        if math.isinf(found.smallest):
+            return f"{told}; {found.interval.n} seeds can give no verdict"
+        return f"{told}; ±{found.smallest:.4f} would have been shown"
+    read = claim.measured()
+    if read is None:
+        return ""
+    if read.low == read.high:
+        return f"{read.mean:.4g}"
+    return f"{read.mean:.2f} ({read.low:.2f} to {read.high:.2f}); {read.n} rounds"
+
+
 def row(claim: Claim) -> str:
-    found = claim.measured()
-    effect = ""
-    if found is not None and found.low == found.high:
-        effect = f"{found.mean:.4g}"
-    elif found is not None:
-        signed = "+" if "benchmark" not in claim.effect else ""
-        form = "{:" + signed + (".4f" if signed else ".2f") + "}"
-        effect = f"{form.format(found.mean)} ({form.format(found.low)} to {form.format(found.high)})"
-        together = 7 if "effect" in claim.effect else claim.effect.get("comparisons", 1)
-        effect += f"; {found.n} {f'seeds, {together} together' if signed else 'rounds'}"
-    shown = "<br>".join(part for part in (effect, claim.note) if part)
+    shown = "<br>".join(part for part in (effect(claim), claim.note) if part)
     evidence = "<br>".join(f"`{name}`" for name in claim.evidence)
     return "* - " + "\n  - ".join((claim.statement, claim.verdict, shown, evidence))
 

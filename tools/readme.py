@@ -7,8 +7,9 @@ from pathlib import Path
 import matplotlib as mpl
 from matplotlib import pyplot as plt
 
-from experiments.results import FACTORS, ablation_effects, difference
-from experiments.statistics import Interval
+from experiments.inference import Finding
+from experiments.questions import finding
+from experiments.results import FACTORS
 from experiments.yardsticks import LEVELS, NANOGPT
 from rcmha_lite import figures
 
@@ -81,29 +82,25 @@ def speeds() -> str:
     return "\n".join(table)
 
 
-def earned() -> dict[str, tuple[Interval, Interval]]:
+def earned() -> dict[str, tuple[Finding, Finding]]:
     """What each part earns in loss and accuracy, and what the convolution adds to RMHA: from two starts, in steps and time."""
-    on_loss, on_accuracy = ablation_effects("val_loss"), ablation_effects("val_accuracy")
-    rows = {f"{part}, averaged over the others": (on_loss[part,], on_accuracy[part,]) for part in FACTORS}
-    pairs = {  # how many intervals of the loss, and of the accuracy, hold together
-        "equal steps": ("ablation/rcmha-relu2", "ablation/rmha-relu2", 2, 6),
-        "equal time": ("equal_time/rcmha-relu2", "equal_time/rmha-relu2", 5, 5),
-        "from PyTorch's start, equal steps": ("starts/pytorch", "starts/rmha", 15, 15),
-        "from PyTorch's start, equal time": ("starts/equal-time-pytorch", "starts/equal-time-rmha", 2, 2),
+    rows = {
+        **{f"{part}, averaged over the others": ("ablation", part) for part in FACTORS},
+        "convolution added to RMHA, equal steps": ("sixteen seeds", "convolution beside RMHA"),
+        "convolution added to RMHA, equal time": ("equal time", "rcmha less rmha"),
+        "convolution added to RMHA, from PyTorch's start, equal steps": ("starts", "pytorch, beside RMHA"),
+        "convolution added to RMHA, from PyTorch's start, equal time": ("starts at equal time", "pytorch, beside RMHA"),
     }
-    for name, (one, other, *families) in pairs.items():
-        loss, accuracy = (
-            difference(one, other, key, comparisons=size)
-            for key, size in zip(("val_loss", "val_accuracy"), families, strict=True)
-        )
-        rows[f"convolution added to RMHA, {name}"] = loss, accuracy
-    return rows
+    return {name: (finding(*asked, "loss"), finding(*asked, "accuracy")) for name, asked in rows.items()}
 
 
 def effects() -> str:
-    """``earned`` as a Markdown table."""
+    """``earned`` as a Markdown table; what the rule does not settle is called open."""
     table = ["| part | change of validation loss | change of accuracy |", "|---|---|---|"]
-    return "\n".join(table + [f"| {name} | {loss} | {accuracy} |" for name, (loss, accuracy) in earned().items()])
+    for name, both in earned().items():
+        cells = (f"{found.interval}" if found.settled else f"{found.interval}, open" for found in both)
+        table.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(table)
 
 
 TABLES = {"results": table, "effects": effects, "speeds": speeds}
