@@ -103,7 +103,7 @@ def generators(seed: int, number: int) -> list[torch.Generator]:
 
 def generate_batch_ids(
     model: LanguageModel,
-    prompts: Sequence[Int[Tensor, " time"]],
+    prompts: Sequence[Int[Tensor, " _"]],
     length: int,
     *,
     temperature: float = 1.0,
