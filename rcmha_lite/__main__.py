@@ -9,6 +9,7 @@ from typing import Any, get_args, get_type_hints
 
 import click
 
+from rcmha_lite import __version__
 from rcmha_lite.config import CELLS, PRESETS, Config
 
 
@@ -37,6 +38,7 @@ def config_flags(command: Any) -> Any:
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, message="rcmha_lite %(version)s")
 def cli() -> None:
     """Relative convolutional multi-head attention: fetch the data, train, evaluate, sample."""
 
@@ -198,16 +200,18 @@ def sample(checkpoint: Path, prompt: str | None, prompt_file: Path | None, sampl
 
 @cli.command()
 def info() -> None:
-    """Versions, hardware and presets."""
+    """Versions, hardware, and the presets: their size, and what a run of each would use here."""
+    from rcmha_lite.here import describe
     from rcmha_lite.manifest import manifest
     from rcmha_lite.model import LanguageModel
 
-    click.echo(json.dumps(manifest(), indent=2))
+    click.echo(json.dumps({"rcmha_lite": __version__} | manifest(), indent=2))
     for name, config in PRESETS.items():
         parameters = sum(p.numel() for p in LanguageModel(config).parameters())
         characters = config.steps * config.batch * config.context
         click.echo(
-            f"{name:8} {parameters / 1e6:6.2f} M parameters, {config.steps} steps, {characters / 1e6:.1f} M characters"
+            f"{name:8} {parameters / 1e6:6.2f} M parameters, {config.steps} steps, {characters / 1e6:.1f} M characters\n"
+            f"         {describe(config)}"
         )
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState, PartialState
+from accelerate.state import AcceleratorState
 from accelerate.utils import GradientAccumulationPlugin
 from torch import Tensor
 from torch.nn import functional as F
@@ -30,7 +30,8 @@ from rcmha_lite.data import (
     split,
 )
 from rcmha_lite.evaluation import evaluate
-from rcmha_lite.manifest import bfloat16_is_fast, manifest
+from rcmha_lite.here import device_of, on_cpu, uses_bfloat16
+from rcmha_lite.manifest import manifest
 from rcmha_lite.model import LanguageModel, Memory
 from rcmha_lite.stopping import Interrupted as Interrupted
 from rcmha_lite.stopping import Stop, progress_bar, stop_requested
@@ -86,13 +87,10 @@ class Trainer:
 
     def __init__(self, config: Config, out: Path, text: str | OwnText) -> None:
         AcceleratorState._reset_state(reset_partial_state=True)  # a process may train more than once
-        several = int(os.environ.get("WORLD_SIZE", "1")) > 1  # Accelerate shares out CPUs only when told to
-        cpu = config.device == "cpu" or (several and not torch.cuda.is_available())
-        device = PartialState(cpu=cpu).device
-        half = config.precision == "bfloat16" or (config.precision == "auto" and bfloat16_is_fast(device))
+        device = device_of(config)
         self.accelerator = Accelerator(
-            mixed_precision="bf16" if half else "no",
-            cpu=cpu,
+            mixed_precision="bf16" if uses_bfloat16(config, device) else "no",
+            cpu=on_cpu(config),
             gradient_accumulation_plugin=GradientAccumulationPlugin(config.accumulate),  # no variable overrides it
         )
         self.config, self.out, self.stop = config, out, Stop()
