@@ -85,8 +85,7 @@ def train(
     from rcmha_lite.texts import OwnText, find_text
     from rcmha_lite.training import train as run
 
-    if text and path:
-        raise click.UsageError("--text is for a text of your own, --path for a copy of Tiny Shakespeare: give one")
+    one_text(text, path)
     out = out or Path("runs") / preset
     start = load_config(out) if more_steps else PRESETS[preset]
     own = find_text(out, text) if more_steps else OwnText.read(text) if text else None
@@ -105,6 +104,12 @@ def train(
             f"validation loss {results['val_loss']:.4f}, accuracy {results['val_accuracy']:.4f} "
             f"after {results['seconds']:.0f} s; results in {out / 'results.json'}"
         )
+
+
+def one_text(text: Path | None, path: Path | None) -> None:
+    """UsageError for two texts."""
+    if text and path:
+        raise click.UsageError("--text is for a text of your own, --path for a copy of Tiny Shakespeare: give one")
 
 
 def cell_fields(cell: str, preset: Config, context: int | None = None) -> dict[str, Any]:
@@ -138,6 +143,7 @@ def evaluate(checkpoint: Path, window: int | None, text: Path | None, path: Path
     from rcmha_lite.evaluation import evaluate as score
     from rcmha_lite.texts import find_text, load_tokenizer
 
+    one_text(text, path)
     model = load_model(checkpoint, PartialState().device)
     tokenizer = load_tokenizer(checkpoint, model.config.vocabulary)
     own = find_text(checkpoint, text)

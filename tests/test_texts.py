@@ -155,6 +155,7 @@ def test_contradictions_get_one_line(call, greek, tmp_path):
     n = len(set(GREEK))
     one_line(call("train", "--text", greek, "--path", greek, *SMALL, *out), "--path for a copy of Tiny Shakespeare")
     one_line(call("train", "--text", greek, "--vocabulary", 65, *SMALL, *out), f"vocabulary 65: the text has {n}")
+    one_line(call("evaluate", "--checkpoint", "x", "--text", greek, "--path", greek), "--path for a copy of Tiny")
     assert not (tmp_path / "run").exists()
     assert call("train", "--text", greek, "--vocabulary", n, *SMALL, *out)[0] == 0
 
