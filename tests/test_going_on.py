@@ -1,8 +1,12 @@
 """More steps for a finished run: its schedule once again, from where it stands, with nothing lost."""
 
 import json
+import os
 import signal
+import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -109,6 +113,46 @@ def test_stopped_and_resumed_equals_never_stopped(tmp_path, config, monkeypatch)
     assert_same_weights(tmp_path / "whole", tmp_path / "parts")
     assert parts["curve"] == whole["curve"]
     assert parts["more_steps"] == [9]
+
+
+SCRIPT = """
+import sys, torch
+torch.set_num_threads(1)
+from rcmha_lite import training
+from rcmha_lite.config import Config
+text, config = open(sys.argv[1]).read(), Config.from_json(open(sys.argv[2]).read())
+training.train(config, sys.argv[3], text=text, progress=False, more_steps=100)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows does not replace a file that is being read")
+def test_killed_and_resumed_equals_never_stopped(tmp_path):
+    """SIGKILL, twice in the middle of the new part; the weights end the same bit for bit."""
+    config = FAST.replace(memory=8, checkpoint_every=1, eval_every=20)
+    for out in ("whole", "parts"):
+        go(config, tmp_path / out)
+    go(config, tmp_path / "whole", more_steps=100)
+    (tmp_path / "text").write_text(TEXT)
+    (tmp_path / "config").write_text(config.to_json())
+    (tmp_path / "script.py").write_text(SCRIPT)
+    command = [sys.executable, *(tmp_path / name for name in ("script.py", "text", "config", "parts"))]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+    for step in (30, 55):
+        process = subprocess.Popen(command, env=environment)
+        while process.poll() is None and checkpoint_step(tmp_path / "parts") < step:
+            time.sleep(0.001)
+        assert process.poll() is None, "it ended before it could be killed"
+        process.kill()
+        process.wait()
+    assert subprocess.run(command, env=environment, check=False).returncode == 0
+    assert_same_weights(tmp_path / "whole", tmp_path / "parts")
+
+
+def checkpoint_step(out):
+    """The step of the checkpoint on disk, from its header alone."""
+    with (out / checkpoint.TRAINING).open("rb") as file:
+        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+    return json.loads(header["__metadata__"]["state"])["step"]
 
 
 def test_weights_optimisers_and_memory_go_on(tmp_path):
