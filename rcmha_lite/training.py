@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState, PartialState
+from accelerate.state import AcceleratorState
 from accelerate.utils import GradientAccumulationPlugin
 from torch import Tensor
 from torch.nn import functional as F
@@ -21,12 +21,21 @@ from rcmha_lite import checkpoint
 from rcmha_lite.cache import write_whole
 from rcmha_lite.checkpoint import Progress
 from rcmha_lite.config import Config
-from rcmha_lite.data import CharTokenizer, contiguous_segments, load_tiny_shakespeare, random_windows, split
+from rcmha_lite.data import (
+    SHAKESPEARE_CHARACTERS,
+    CharTokenizer,
+    contiguous_segments,
+    load_tiny_shakespeare,
+    random_windows,
+    split,
+)
 from rcmha_lite.evaluation import evaluate
-from rcmha_lite.manifest import bfloat16_is_fast, manifest
+from rcmha_lite.here import device_of, on_cpu, uses_bfloat16
+from rcmha_lite.manifest import manifest
 from rcmha_lite.model import LanguageModel, Memory
 from rcmha_lite.stopping import Interrupted as Interrupted
 from rcmha_lite.stopping import Stop, progress_bar, stop_requested
+from rcmha_lite.texts import OwnText, save_tokenizer
 
 
 def build_optimizers(model: LanguageModel, config: Config) -> list[torch.optim.Optimizer]:
@@ -76,15 +85,12 @@ def loss_and_accuracy(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
 class Trainer:
     """One run: its model, optimisers, data and folder. ``train`` is the whole of its use."""
 
-    def __init__(self, config: Config, out: Path, text: str) -> None:
+    def __init__(self, config: Config, out: Path, text: str | OwnText) -> None:
         AcceleratorState._reset_state(reset_partial_state=True)  # a process may train more than once
-        several = int(os.environ.get("WORLD_SIZE", "1")) > 1  # Accelerate shares out CPUs only when told to
-        cpu = config.device == "cpu" or (several and not torch.cuda.is_available())
-        device = PartialState(cpu=cpu).device
-        half = config.precision == "bfloat16" or (config.precision == "auto" and bfloat16_is_fast(device))
+        device = device_of(config)
         self.accelerator = Accelerator(
-            mixed_precision="bf16" if half else "no",
-            cpu=cpu,
+            mixed_precision="bf16" if uses_bfloat16(config, device) else "no",
+            cpu=on_cpu(config),
             gradient_accumulation_plugin=GradientAccumulationPlugin(config.accumulate),  # no variable overrides it
         )
         self.config, self.out, self.stop = config, out, Stop()
@@ -92,9 +98,11 @@ class Trainer:
         if config.batch % (self.world * config.accumulate):
             parts = f"{self.world} processes × accumulate {config.accumulate}"
             raise ValueError(f"batch {config.batch} is not divisible by {parts}")
-        tokenizer = CharTokenizer()
+        self.own = text if isinstance(text, OwnText) else None
+        text, tokenizer = (self.own.text, self.own.tokenizer) if self.own else (str(text), CharTokenizer())
         if config.vocabulary != len(tokenizer):
-            known = f"training knows Tiny Shakespeare's {len(tokenizer)} characters"
+            known = "the text has" if self.own else "training knows Tiny Shakespeare's"
+            known = f"{known} {len(tokenizer)} characters"
             raise ValueError(f"vocabulary {config.vocabulary}: {known}, so leave it at {len(tokenizer)}")
         self.train_ids, self.validation_ids = split(tokenizer.encode(text))
         torch.manual_seed(config.seed)
@@ -112,14 +120,17 @@ class Trainer:
         self.memory = memory and Memory(tuple(h[self.share] for h in memory.hidden), memory.seen)
         self.done, self.seconds, self.curve = progress.step, progress.seconds, list(progress.curve)
         self.since = torch.tensor(progress.since)  # sums of loss, accuracy and steps
+        self.more, self.earlier = progress.more, progress.earlier
         origin = manifest() | {
             "data_sha256": hashlib.sha256(text.encode()).hexdigest(),
             "device": str(self.accelerator.device),
             "precision": self.accelerator.mixed_precision,
             "processes": self.world,
+            **({"characters": tokenizer.characters} if self.own else {}),
             **{name: getattr(config, name) for name in checkpoint.MAY_CHANGE if name != "device"},
         }
-        if any(earlier["data_sha256"] != origin["data_sha256"] for earlier in progress.origins):
+        texts = {(o["data_sha256"], o.get("characters", SHAKESPEARE_CHARACTERS)) for o in (*progress.origins, origin)}
+        if len(texts) > 1:
             raise checkpoint.CheckpointError(f"{out} holds a run on another text: name another --out folder")
         self.origins = [*progress.origins, *([] if origin in progress.origins else [origin])]
 
@@ -127,6 +138,41 @@ class Trainer:
         """Where the run's results come from: machine and versions, seed, text, device; what differed when resumed."""
         resumed = {"resumed": self.origins[1:]} if self.origins[1:] else {}
         return self.origins[0] | {"seed": self.config.seed} | resumed
+
+    @property
+    def steps(self) -> int:
+        """Steps in all: the configuration's, and those of each later part."""
+        return self.config.steps + sum(self.more)
+
+    @property
+    def finished(self) -> bool:
+        """Whether the last step is done and its results are there."""
+        return self.done == self.steps and (self.out / checkpoint.RESULTS).is_file()
+
+    def extend(self, steps: int) -> None:
+        """Give a finished run ``steps`` more: its schedule once again, over so many, from its weights and optimisers.
+
+        An unfinished part of as many steps just goes on. What is finished stays whole in a folder of its own beside
+        the checkpoint. CheckpointError for any other unfinished run.
+        """
+        if steps < 1:
+            raise ValueError(f"{steps} more steps are none: give 1 or more")
+        if not self.finished:
+            if self.more and self.more[-1] == steps:
+                return
+            first = f"give the same command {'with these' if self.more else 'without more steps'} first"
+            state = f"step {self.done} of {self.steps}" + (f", {self.more[-1]} of them more" if self.more else "")
+            raise checkpoint.CheckpointError(f"the run in {self.out} is not finished ({state}): {first}")
+        self.accelerator.wait_for_everyone()
+        found = checkpoint.load_results(self.out)
+        self.earlier = (*self.earlier, {name: value for name, value in found.items() if name != "earlier"})
+        if self.accelerator.is_main_process:
+            whole = self.out / f"step-{self.done}"
+            checkpoint.save_weights(whole, self.model)
+            save_tokenizer(whole, self.own)
+            write_whole(whole / checkpoint.RESULTS, (self.out / checkpoint.RESULTS).read_bytes())
+        self.more = (*self.more, steps)
+        self.save()
 
     @property
     def share(self) -> slice:
@@ -147,9 +193,12 @@ class Trainer:
     def step(self, step: int) -> Tensor:
         """One optimiser step; this process's [loss, accuracy]."""
         torch.manual_seed((self.config.seed * 1_000_003 + step) * self.world + self.rank)
+        part, start = self.config, 0
+        if self.more:  # the schedule starts anew
+            part, start = self.config.replace(steps=self.more[-1]), self.steps - self.more[-1]
         for optimizer, initial in zip(self.optimizers, self.rates, strict=True):
             for group, rate in zip(optimizer.param_groups, initial, strict=True):
-                group["lr"] = rate * rate_factor(self.config, step)
+                group["lr"] = rate * rate_factor(part, step - start)
         total = torch.zeros(2, device=self.accelerator.device)
         parts = self.config.accumulate
         for x, y in zip(*(ids.chunk(parts) for ids in self.batch(step)), strict=True):
@@ -172,8 +221,10 @@ class Trainer:
             for left_over in self.out.glob(".partial-*"):  # by a process that was killed while it wrote
                 shutil.rmtree(left_over, ignore_errors=True)
             progress = Progress(
-                self.done, self.seconds, tuple(self.curve), tuple(self.since.tolist()), tuple(self.origins)
-            )
+                self.done, self.seconds, tuple(self.curve), tuple(self.since.tolist()), tuple(self.origins),
+                self.more, self.earlier,
+            )  # fmt: skip
+            save_tokenizer(self.out, self.own)
             checkpoint.save_weights(self.out, self.model)  # first: a finished checkpoint has its weights
             checkpoint.save_training(self.out, self.model, self.optimizers, memory, progress)
 
@@ -181,10 +232,10 @@ class Trainer:
         """The steps that are left. Interrupted, after a checkpoint, once ``stop`` was requested."""
         config, device = self.config, self.accelerator.device
         characters = config.batch * config.context
-        with progress_bar(config.steps, self.done, show and self.accelerator.is_main_process) as bar:
+        with progress_bar(self.steps, self.done, show and self.accelerator.is_main_process) as bar:
             if self.validation_is_due() and (not self.curve or self.curve[-1]["step"] != self.done):
                 self.finish_step()  # stopped in its validation
-            for step in range(self.done, config.steps):
+            for step in range(self.done, self.steps):
                 began = time.perf_counter()
                 stopping = torch.tensor([float(self.stop.requested)], device=device)
                 sums = torch.cat((self.step(step), torch.ones(1, device=device), stopping))
@@ -204,7 +255,7 @@ class Trainer:
     def validation_is_due(self) -> bool:
         """Whether the learning curve has a point after the last step."""
         every = self.config.eval_every
-        return bool(self.done) and (self.done == self.config.steps or bool(every and self.done % every == 0))
+        return bool(self.done) and (self.done == self.steps or bool(every and self.done % every == 0))
 
     def finish_step(self) -> None:
         """What follows a step: a validation and a checkpoint where they are due. Interrupted, after a checkpoint, if
@@ -218,9 +269,9 @@ class Trainer:
         except Interrupted:
             self.save()
             raise
-        if self.stop.requested or self.done % self.config.checkpoint_every == 0 or self.done == self.config.steps:
+        if self.stop.requested or self.done % self.config.checkpoint_every == 0 or self.done == self.steps:
             self.save()
-        if self.stop.requested and self.done < self.config.steps:
+        if self.stop.requested and self.done < self.steps:
             self.leave()
 
     def leave(self) -> None:
@@ -239,8 +290,18 @@ class Trainer:
         return point | {"val_loss": found.loss, "val_accuracy": found.accuracy}
 
 
-def train(config: Config, out: str | Path, *, text: str | None = None, progress: bool = True) -> dict[str, Any]:
-    """Train on Tiny Shakespeare into the folder ``out``, or go on with the run that stopped there.
+def train(
+    config: Config, out: str | Path, *, text: str | OwnText | None = None, more_steps: int = 0, progress: bool = True
+) -> dict[str, Any]:
+    """Train into the folder ``out``, or go on with the run that stopped there.
+
+    ``text`` is Tiny Shakespeare unless given: a string in its 65 characters, or an ``OwnText``, whose alphabet is kept
+    beside the weights and whose size is the configuration's ``vocabulary``.
+
+    ``more_steps`` are for a finished run: the schedule once again, over so many steps, with the weights, the state of
+    the optimisers and the stream of text going on. Its folder keeps what was finished in ``step-N``, the results have
+    it as ``earlier``, and the curve goes on. An unfinished part goes on with the same call. CheckpointError for a run
+    that is not finished.
 
     A step's windows and dropout depend on the seed and the step alone, so a run that is killed and resumed ends, on
     a CPU, with the same weights bit for bit as one that was not. Several processes (``torchrun -m rcmha_lite train``)
@@ -254,10 +315,15 @@ def train(config: Config, out: str | Path, *, text: str | None = None, progress:
     with checkpoint.owned(out), stop_requested() as stop:
         trainer = Trainer(config, out, text)
         trainer.stop = stop
-        if trainer.done == config.steps and (out / checkpoint.RESULTS).is_file():
+        if more_steps:
+            trainer.extend(more_steps)
+        if trainer.finished:
             if trainer.accelerator.is_main_process:  # they may have been damaged since
+                save_tokenizer(out, trainer.own)
                 checkpoint.save_weights(out, trainer.model)
             return checkpoint.load_results(out)
+        if trainer.more and trainer.accelerator.is_main_process:  # the results of an earlier part, kept in its folder
+            (out / checkpoint.RESULTS).unlink(missing_ok=True)
         if not trainer.done:
             trainer.save()
         trainer.run(progress)
@@ -272,6 +338,8 @@ def summarise(trainer: Trainer) -> dict[str, Any]:
     """The finished run's validation figures in float32, both ways; its curve, configuration and manifest."""
     model = checkpoint.load_model(trainer.out, trainer.accelerator.device)
     config, ids = trainer.config, trainer.validation_ids
+    characters = trainer.steps * config.batch * config.context
+    later = {"more_steps": list(trainer.more), "earlier": list(trainer.earlier)} if trainer.more else {}
     alone = trainer.leave if trainer.world == 1 else None  # the other processes have ended
     side_by_side = evaluate(model, ids, window=config.window, between=alone)
     sliding = evaluate(model, ids, window=config.window, sliding=True, between=alone)
@@ -281,10 +349,11 @@ def summarise(trainer: Trainer) -> dict[str, Any]:
         "val_loss_sliding": sliding.loss,
         "val_accuracy_sliding": sliding.accuracy,
         "parameters": sum(p.numel() for p in model.parameters()),
-        "characters": config.steps * config.batch * config.context,
+        "characters": characters,
         "seconds": trainer.seconds,
-        "characters_per_second": config.steps * config.batch * config.context / trainer.seconds,
+        "characters_per_second": characters / trainer.seconds,
         "curve": trainer.curve,
         "config": dataclasses.asdict(config),
         "manifest": trainer.manifest(),
+        **later,
     }

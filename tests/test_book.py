@@ -11,6 +11,7 @@ import pytest
 import yaml
 from bs4 import BeautifulSoup, Tag
 
+from tools.address import address
 from tools.notebooks import figures
 from tools.pages import NOTEBOOKS, PAGES, ROOT
 
@@ -55,8 +56,12 @@ def test_figures_are_shown(site: Path, page: str) -> None:
 
 
 @pytest.mark.parametrize("page", NOTEBOOKS)
-def test_notebook_opens_in_colab(site: Path, page: str) -> None:
+def test_notebook_opens_in_colab_if_the_repository_has_an_address(site: Path, page: str) -> None:
     repository = yaml.safe_load((ROOT / "_config.yml").read_text())["repository"]
+    if not address():
+        links = [str(a["href"]) for a in parse(site / f"{page}.html").select(".article-header-buttons a[href]")]
+        assert not [link for link in links if urlsplit(link).netloc]
+        return
     name = repository["url"].removeprefix("https://github.com/")
     link = f"https://colab.research.google.com/github/{name}/blob/{repository['branch']}/{page}.ipynb"
     assert parse(site / f"{page}.html").select(f'a[href="{link}"]')

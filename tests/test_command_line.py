@@ -8,12 +8,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+import rcmha_lite
 from rcmha_lite import __main__ as command_line
-from rcmha_lite import checkpoint, data, training
+from rcmha_lite import checkpoint, data, here, training
 from rcmha_lite.config import PRESETS, Config
 from rcmha_lite.model import LanguageModel
 
@@ -87,6 +89,32 @@ def test_info(call):
     assert status == 0
     assert all(preset in out for preset in PRESETS)
     assert torch.__version__ in out
+    assert rcmha_lite.__version__ in out
+    assert all(here.describe(config) in out for config in PRESETS.values())
+    assert call("--version") == (0, f"rcmha_lite {rcmha_lite.__version__}\n", "")
+
+
+@pytest.mark.parametrize("position", ["none", "relative-sinusoidal", "relative-learned", "alibi"])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("context", [4, 16, 600])
+def test_info_names_the_kernels_that_a_step_calls(monkeypatch, position, precision, context):
+    config = PRESETS["tiny"].replace(
+        position=position, precision=precision, context=context, window=4, kernel_size=0, layers=1, d_model=8,
+        n_heads=2, device="cpu",
+    )  # fmt: skip
+    masks, fused = [], torch.nn.functional.scaled_dot_product_attention
+    monkeypatch.setattr(
+        "torch.nn.functional.scaled_dot_product_attention",
+        lambda q, k, v, mask, **named: masks.append(mask) or fused(q, k, v, mask, **named),
+    )
+    monkeypatch.setattr(here, "PartialState", lambda cpu: SimpleNamespace(device=torch.device("cpu")))
+    with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
+        LanguageModel(config)(torch.zeros(1, context, dtype=torch.long))
+    words = here.describe(config)
+    assert words.startswith(f"cpu, {precision}, ")
+    learned = bool(masks) and masks[0] is not None and masks[0].requires_grad
+    assert ("not fused" in words) == learned
+    assert ("fused attention" in words) == (bool(masks) and not learned)
 
 
 def test_absolute_cells_end_with_the_context_that_is_given(call, corpus, monkeypatch):

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import nbformat
 import pytest
-import yaml
 from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell, new_notebook, new_output
 from PIL import Image
@@ -32,14 +31,10 @@ def test_stored_notebook(name: str) -> None:
     assert faults(nbformat.read(path, as_version=4)) == []
 
 
-def test_set_up_is_the_same_everywhere_and_names_the_repository() -> None:
+def test_set_up_is_the_same_everywhere() -> None:
     notebooks = [nbformat.read(ROOT / f"{name}.ipynb", as_version=4) for name in NOTEBOOKS]
     first = {next(cell.source for cell in notebook.cells if cell.cell_type == "code") for notebook in notebooks}
     assert len(first) == 1
-    repository = yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))["repository"]["url"]
-    assert f'"{repository}"' in first.pop()
-    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
-    assert citation["repository-code"] == repository
 
 
 def picture(grey: int, size: int = 8) -> NotebookNode:

@@ -7,9 +7,12 @@ import shutil
 import subprocess
 import sys
 import tomllib
+import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import yaml
 from PIL import Image
 
 import rcmha_lite
@@ -18,7 +21,7 @@ from experiments.registry import BASE
 from experiments.results import load
 from rcmha_lite.config import PRESETS, Config
 from rcmha_lite.data import SHA256
-from tools import readme
+from tools import address, readme
 
 ROOT = Path(__file__).parents[1]
 
@@ -30,8 +33,85 @@ def test_package_requirements_are_those_of_the_requirements_file():
 
 
 def test_version_is_that_of_the_project():
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    assert rcmha_lite.__version__ == project["version"]
+    """It stands in the package; pyproject reads it there, CITATION.cff and the newest change name it."""
+    found = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    assert found["project"]["dynamic"] == ["version"]
+    assert found["tool"]["setuptools"]["dynamic"]["version"] == {"attr": "rcmha_lite.__version__"}
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    changes = re.findall(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), flags=re.MULTILINE)
+    assert rcmha_lite.__version__ == citation["version"] == changes[0]
+    shown = subprocess.run(
+        [sys.executable, "-m", "rcmha_lite", "--version"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert shown.stdout == f"rcmha_lite {rcmha_lite.__version__}\n"
+
+
+def test_a_wheel_has_the_package_whole_and_its_command(tmp_path):
+    """Built and used without a network: module, data files, version and command line, from another folder."""
+    pytest.importorskip("setuptools", minversion="77")
+    source = tmp_path / "source"
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        source.mkdir(exist_ok=True)
+        shutil.copy(ROOT / name, source)
+    shutil.copytree(ROOT / "rcmha_lite", source / "rcmha_lite", ignore=shutil.ignore_patterns("__pycache__"))
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-cache-dir"]
+    build = subprocess.run(
+        [*pip, "wheel", "-q", "--no-deps", "--no-build-isolation", "--no-index", "-w", tmp_path, source],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert build.returncode == 0, build.stderr
+    (wheel,) = tmp_path.glob("*.whl")
+    assert wheel.name == f"rcmha_lite-{rcmha_lite.__version__}-py3-none-any.whl"
+    with zipfile.ZipFile(wheel) as held:
+        names = {name for name in held.namelist() if name.startswith("rcmha_lite/")}
+        (entry,) = (held.read(name).decode() for name in held.namelist() if name.endswith("entry_points.txt"))
+        held.extractall(tmp_path / "site")
+    assert names == {f"rcmha_lite/{file.name}" for file in (ROOT / "rcmha_lite").iterdir() if file.is_file()}
+    assert "rcmha-lite = rcmha_lite.__main__:main" in entry
+    code = "import rcmha_lite; print(rcmha_lite.__file__); from rcmha_lite.__main__ import main; main()"
+    run = subprocess.run(
+        [sys.executable, "-c", code, "--version"], cwd=tmp_path, capture_output=True, text=True, check=True,
+        env=os.environ | {"PYTHONPATH": str(tmp_path / "site")},
+    )  # fmt: skip
+    first, second = run.stdout.splitlines()
+    assert first.startswith(str(tmp_path / "site"))
+    assert second == f"rcmha_lite {rcmha_lite.__version__}"
+
+
+def test_the_book_has_a_licence_of_its_own_that_is_named():
+    licence = (ROOT / "chapters/LICENSE").read_text(encoding="utf-8")
+    for part in ("Creative Commons Attribution 4.0 International", "https://creativecommons.org/licenses/by/4.0/"):
+        assert part in licence
+    for page in ("README.md", "chapters/index.md"):
+        assert "CC BY 4.0" in (ROOT / page).read_text(encoding="utf-8")
+
+
+def test_the_address_stands_in_one_place():
+    assert all(path.read_text(encoding="utf-8") == text for path, text in address.rest().items()), (
+        "the address changed: run python -m tools.address"
+    )
+
+
+def test_an_address_is_written_everywhere_and_taken_back():
+    url, cell = "https://git.example/we/book", '    "REPOSITORY = \\"\\"\\n",'
+    before = {name: (ROOT / name).read_text(encoding="utf-8") for name in ("CITATION.cff", "pyproject.toml")}
+    before["01.ipynb"] = cell
+    before = {name: address.with_address(name, text, "") for name, text in before.items()}
+    after = {name: address.with_address(name, text, url) for name, text in before.items()}
+    assert yaml.safe_load(after["CITATION.cff"])["repository-code"] == url
+    assert tomllib.loads(after["pyproject.toml"])["project"]["urls"] == {"Repository": url}
+    assert after["01.ipynb"] == f'    "REPOSITORY = \\"{url}\\"\\n",'
+    assert {name: address.with_address(name, text, url) for name, text in after.items()} == after
+    assert {name: address.with_address(name, text, "") for name, text in after.items()} == before
+
+
+@pytest.mark.parametrize("url", ["", "https://git.example/we/book"])
+def test_buttons_follow_the_address(url):
+    options = {"use_repository_button": True, "launch_buttons": {"colab_url": "x"}, "use_issues_button": True}
+    config = SimpleNamespace(html_theme_options=options | {"repository_url": url})
+    address.drop_buttons(None, config)
+    assert (options.keys() <= config.html_theme_options.keys()) == bool(url)
+    assert bool(url) or not options.keys() & config.html_theme_options.keys()
 
 
 @pytest.mark.parametrize("module", sorted(file.stem for file in (ROOT / "rcmha_lite").glob("[!_]*.py")))
