@@ -6,7 +6,7 @@ from pathlib import Path
 
 from benchmarks.memory import memory
 from benchmarks.processes import side_by_side
-from benchmarks.times import ablation, cells, generation, paper_step, parts, regimes, relative_attention
+from benchmarks.times import ablation, cells, characters, generation, paper_step, parts, regimes, relative_attention
 from rcmha_lite.cache import write_whole
 from rcmha_lite.manifest import manifest
 
@@ -14,7 +14,18 @@ RESULTS = Path(__file__).parent / "results"
 
 BENCHMARKS = {
     f.__name__: f
-    for f in (paper_step, relative_attention, generation, cells, parts, ablation, regimes, memory, side_by_side)
+    for f in (
+        paper_step,
+        relative_attention,
+        generation,
+        characters,
+        cells,
+        parts,
+        ablation,
+        regimes,
+        memory,
+        side_by_side,
+    )
 }
 
 

@@ -16,8 +16,10 @@ from experiments import registry
 from rcmha_lite.accounting import saved_bytes
 from rcmha_lite.attention import attention, fused_attention
 from rcmha_lite.config import CELLS, PRESETS, Config
+from rcmha_lite.generation import generate_batch_ids
 from rcmha_lite.model import LanguageModel, Memory, squared_relu
 from rcmha_lite.positions import factorise, shift, sinusoids
+from rcmha_lite.stepping import Stepper
 from rcmha_lite.training import build_optimizers
 
 
@@ -176,6 +178,35 @@ def generation() -> dict[str, Any]:
         steps = (partial(model, one, cache=cache) for cache in caches)
         found["a cached character at 2048 / at 256"] = in_turn(*steps, rounds=15)
     return found
+
+
+def characters() -> dict[str, Any]:
+    """A sampled character of the laptop preset: beside its matrix products alone; of 32 streams beside one; far in a text."""
+    model, generator = LanguageModel(PRESETS["laptop"]).eval(), torch.Generator().manual_seed(0)
+    matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embedding" not in n and "position" not in n]
+    columns = [torch.randn(1, matrix.shape[1]) for matrix in matrices]
+
+    @torch.no_grad()
+    def products() -> None:
+        for column, matrix in zip(columns, matrices, strict=True):
+            F.linear(column, matrix)
+
+    def sampled(streams: int) -> Callable[[], Any]:
+        ids = torch.randint(model.config.vocabulary, (32, 100), generator=generator)[:streams]
+        return partial(next, generate_batch_ids(model, list(ids), 10**9))
+
+    def after(seen: int) -> Callable[[], Any]:
+        cache, stepper = model.new_cache(256), Stepper(model)
+        with torch.no_grad():
+            for piece in torch.zeros(1, seen, dtype=torch.long).split(256, dim=1):
+                model(piece, cache=cache)
+        return partial(stepper, torch.zeros(1, dtype=torch.long), cache)
+
+    return {
+        "one stream / its products alone": in_turn(products, sampled(1), rounds=15),
+        "a step of 32 streams / of one": in_turn(sampled(1), sampled(32), rounds=15),
+        "after 4096, of which 256 are kept / after 256": in_turn(after(256), after(4096), rounds=15),
+    }
 
 
 def training_step(config: Config, *, half: bool = True, compiled: bool = False) -> Callable[[], None]:

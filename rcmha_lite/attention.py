@@ -181,7 +181,7 @@ class MultiHeadAttention(nn.Module):
             start, past = (cache.seen, len(cache)) if cache is not None else (0, 0)
             q, k, bias = self.position(q, k, start, past)
         if cache is not None:
-            k, v = cache.extend(k, v)
+            k, v = cache.extend(k, v, getattr(self.position, "common_channels", 0))
             if self.convolution is not None:
                 cache.keep(raw, int(self.convolution.kernel_size) - 1)  # type: ignore[arg-type]
         return q, k, v, bias

@@ -91,7 +91,8 @@ class Stream:
     def append(self, ids: Int[Tensor, " batch"]) -> None:
         """The next id of each text."""
         self.unread = ids[:, None].to(self.seen)
-        self.seen = torch.cat((self.seen, self.unread), dim=1)
+        seen = torch.cat((self.seen, self.unread), dim=1)
+        self.seen = seen if self.segmented else seen[:, -self.window :]
 
 
 def generators(seed: int, number: int) -> list[torch.Generator]:
@@ -99,6 +100,17 @@ def generators(seed: int, number: int) -> list[torch.Generator]:
     (``seed``, its place), so that none depends on how many there are."""
     seeds = [int(np.random.SeedSequence((seed, k)).generate_state(1, np.uint64)[0] >> 1) for k in range(1, number)]
     return [torch.Generator().manual_seed(s) for s in (seed, *seeds)][:number]
+
+
+def draw(probabilities: Float[Tensor, "batch vocabulary"], random: list[torch.Generator]) -> Int[Tensor, " batch"]:
+    """One id of each row, with a generator of its own: what ``torch.multinomial`` draws, row by row, at once.
+
+    Of exponential times of rates p, the first to end is number i with probability p_i.
+    """
+    times = torch.empty_like(probabilities)
+    for row, generator in zip(times.unbind(), random, strict=True):
+        row.exponential_(generator=generator)
+    return (probabilities / times).argmax(dim=-1)
 
 
 def generate_batch_ids(
@@ -139,9 +151,10 @@ def generate_batch_ids(
             for group, stream in streams:
                 logits = stream.logits().float().cpu()
                 choice = next_probabilities(logits, temperature=temperature, top_k=top_k, top_p=top_p)
-                for k, probabilities in zip(group, choice, strict=True):
-                    chosen[k] = int(torch.multinomial(probabilities, 1, generator=random[k]))
-                stream.append(torch.tensor([chosen[k] for k in group]))
+                drawn = draw(choice, [random[k] for k in group])
+                for k, i in zip(group, drawn.tolist(), strict=True):
+                    chosen[k] = i
+                stream.append(drawn)
             yield chosen.copy()
     finally:
         model.train(training)

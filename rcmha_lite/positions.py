@@ -81,6 +81,9 @@ class Position(nn.Module):
     changed; each encoding replaces what it needs.
     """
 
+    common_channels = 0
+    """Last channels of the keys that tell nothing but the position: a stream keeps them once."""
+
     def __init__(self, n_heads: int, d_head: int) -> None:
         super().__init__()
         self.n_heads, self.d_head = n_heads, d_head
@@ -173,7 +176,7 @@ class SinusoidalRelativePosition(RelativePosition):
         self.position_bias = nn.Parameter(torch.zeros(n_heads, d_head))
         self.projection = nn.Parameter(torch.empty(n_heads * d_head, d_position))
         nn.init.normal_(self.projection, std=d_position**-0.5)
-        self.table = SinusoidTable(d_position)
+        self.table, self.common_channels = SinusoidTable(d_position), d_position
 
     def waves(self, like: Tensor, start: int) -> Float[Tensor, "time d_position"]:
         """Sinusoids of the positions of ``like``, the first of them at ``start``."""

@@ -158,18 +158,23 @@ def _step_of(block: Any, turns: Turns) -> Step:
         else:
             raw = [part.view(batch, heads, d_head) for part in raw]
         q, k, v = raw
+        content_q, wave, together = q, nothing, batch * heads
         if position is not None:
             turn, wave = turns.at(q, at)
-            a = torch.bmm((q.transpose(0, 1) + place), projection).transpose(0, 1)
-            q = torch.cat((q + content, a @ turn), dim=-1)
-            k = torch.cat((k, wave.expand(batch, heads, -1)), dim=-1)
+            a = torch.bmm(q.transpose(0, 1) + place, projection).transpose(0, 1)
+            content_q = q + content
         k, v = k[:, :, None], v[:, :, None]
-        new, seen = cache.reserve(k, v)
-        keys, values = cache.buffers()
+        new, seen = cache.reserve(k, v, 0 if position is None else len(wave))
+        keys, values, common = cache.buffers()
         keys[:, :, new], values[:, :, new] = k, v
-        keys, values = keys.flatten(0, 1)[:, seen], values.flatten(0, 1)[:, seen]
-        q = q.reshape(batch * heads, 1, -1)
-        scores = torch.baddbmm(nothing, q, keys.transpose(1, 2), beta=0, alpha=scale)
+        keys, values = keys.flatten(0, 1)[:, seen].transpose(1, 2), values.flatten(0, 1)[:, seen]
+        content_q = content_q.reshape(together, 1, d_head)
+        if position is None:
+            scores = torch.baddbmm(nothing, content_q, keys, beta=0, alpha=scale)
+        else:
+            common[new] = wave
+            by_position = (a.reshape(together, -1) @ turn) @ common[seen].t()
+            scores = torch.baddbmm(by_position[:, None], content_q, keys, beta=scale, alpha=scale)
         y = torch.bmm(scores.softmax(dim=-1), values).view(batch, width)
         x = torch.addmm(x, y, out).add_(out_bias)
         h = activation(torch.addmm(wide_bias, F.layer_norm(x, *second), wide))

@@ -10,7 +10,9 @@ from torch import Tensor
 class AttentionCache:
     """What a layer remembers of a stream: keys and values, and the projections that its kernels still reach.
 
-    Keys and values stand in buffers with room to spare, so that a new one is written and the old ones stay. At most
+    Keys and values stand in buffers with room to spare, so that a new one is written and the old ones stay. Channels of
+    the keys that tell nothing but the position, such as sinusoids, are the same for every text and head: they are kept
+    once. At most
     ``limit`` are kept after each piece, the oldest dropped first, so with a limit the outputs depend on the pieces: a
     query sees its own piece and ``limit`` keys before it. None keeps all. ``seen`` counts every position so far.
     For inference, under ``torch.no_grad()``: no gradient reaches keys or values, kept or new. Kernels go on across
@@ -22,6 +24,7 @@ class AttentionCache:
     history: Tensor | None = None
     _keys: Tensor | None = None
     _values: Tensor | None = None
+    _common: Tensor | None = None
     _start: int = 0
     _stop: int = 0
 
@@ -44,20 +47,23 @@ class AttentionCache:
             raise ValueError(f"{stream}: start a new AttentionCache")
 
     @torch.no_grad()
-    def extend(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Append keys and values ``[batch, heads, time, width]``, and return all that this call may see."""
-        new, seen = self.reserve(keys, values)
-        all_keys, all_values = self.buffers()
-        all_keys[:, :, new], all_values[:, :, new] = keys, values
-        return all_keys[:, :, seen], all_values[:, :, seen]
+    def extend(self, keys: Tensor, values: Tensor, common: int | None = None) -> tuple[Tensor, Tensor]:
+        """Append keys and values ``[batch, heads, time, width]``, and return all that this call may see.
 
-    def buffers(self) -> tuple[Tensor, Tensor]:
-        """Where keys and values stand, ``[batch, heads, room, width]``; after a ``reserve``."""
-        assert self._keys is not None
-        assert self._values is not None
-        return self._keys, self._values
+        The last ``common`` channels of the keys do not depend on text and head; as many as before unless given.
+        """
+        common = common if common is not None else 0 if self._common is None else self._common.shape[1]
+        own = keys.shape[3] - common
+        new, seen = self.reserve(keys[..., :own], values, common)
+        all_keys, all_values, all_common = self.buffers()
+        all_keys[:, :, new], all_values[:, :, new] = keys[..., :own], values
+        if not common or not len(keys):
+            return all_keys[:, :, seen], all_values[:, :, seen]
+        all_common[new] = keys[0, 0, :, own:]
+        shared = all_common[seen].expand(*keys.shape[:2], -1, -1)
+        return torch.cat((all_keys[:, :, seen], shared), dim=-1), all_values[:, :, seen]
 
-    def reserve(self, keys: Tensor, values: Tensor) -> tuple[slice, slice]:
+    def reserve(self, keys: Tensor, values: Tensor, common: int = 0) -> tuple[slice, slice]:
         """Places in the buffers for keys and values like these, counted from now on, and all that may be seen with them."""
         if self._keys is not None and keys.dtype != self._keys.dtype:
             stream = f"a piece in {keys.dtype} does not continue a stream in {self._keys.dtype}"
@@ -66,14 +72,23 @@ class AttentionCache:
         stop, needed = self._stop + time, len(self) + time
         room = 0 if self._keys is None else self._keys.shape[2]
         wasted = self.limit is not None and room > 8 * (self.limit + needed)  # after one long piece
-        if self._keys is None or self._values is None or stop > room or wasted:
+        if self._keys is None or stop > room or wasted:
             kept = slice(self._start, self._stop)
             self._keys, self._values = _moved(self._keys, kept, keys), _moved(self._values, kept, values)
+            old = None if self._common is None else self._common[None, None]
+            self._common = _moved(old, kept, keys.new_empty(1, 1, time, common))[0, 0]
             self._start, self._stop, stop = 0, len(self), len(self) + time
         new, seen = slice(self._stop, stop), slice(self._start, stop)
         self.seen, self._stop = self.seen + time, stop
         self._start = self._start if self.limit is None else max(self._start, stop - self.limit)
         return new, seen
+
+    def buffers(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Where keys and values stand, ``[batch, heads, room, width]``, and the keys' common channels, ``[room, width]``."""
+        assert self._keys is not None
+        assert self._values is not None
+        assert self._common is not None
+        return self._keys, self._values, self._common
 
     def keep(self, projections: Tensor, past: int) -> None:
         """Remember the last ``past`` rows of the projections so far, ``[batch, time, width]``, for kernels to reach."""
