@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from rcmha_lite.convolution import HeadConvolution
 from rcmha_lite.plain import calls_only_forward, transforms_are_active
 from rcmha_lite.positions import LearnedRelativePosition, Position, RelativePosition, SinusoidalRelativePosition
-from rcmha_lite.streaming import AttentionCache
+from rcmha_lite.streaming import AttentionCache, kernel_reach
 
 
 def causal_mask(queries: int, keys: int, device: torch.device | None = None) -> Bool[Tensor, "{queries} {keys}"]:
@@ -65,10 +65,10 @@ def fused_attention(
 ) -> Float[Tensor, "batch heads query d_head"]:
     """``attention``, by the fastest exact way.
 
-    PyTorch's fused kernels, which ``torch.func`` cannot transform, never store the weights, except on a CPU where a bias wants a gradient, as a learned table's
-    does in training. They want values as wide as the queries, so narrower values are padded with zeros and the padding
-    cut off. In bfloat16 on a CPU they pay only for long texts; up to 512 keys, one
-    matrix product that starts from the mask is taken instead.
+    PyTorch's fused kernels, which ``torch.func`` cannot transform, never store the weights, except on a CPU where a
+    bias wants a gradient, as a learned table's does in training. They want values as wide as the queries, so narrower
+    ones are padded with zeros and the padding cut off. In bfloat16 on a CPU they pay only for long texts; up to 512
+    keys, one matrix product that starts from the mask is taken instead.
     """
     queries, keys, width, d_head = q.shape[2], k.shape[2], q.shape[3], v.shape[3]
     scale = width**-0.5 if scale is None else scale
@@ -181,9 +181,9 @@ class MultiHeadAttention(nn.Module):
             start, past = (cache.seen, len(cache)) if cache is not None else (0, 0)
             q, k, bias = self.position(q, k, start, past)
         if cache is not None:
-            k, v = cache.extend(k, v)
-            if self.convolution is not None:
-                cache.keep(raw, int(self.convolution.kernel_size) - 1)  # type: ignore[arg-type]
+            reach, (k, v) = kernel_reach(self.convolution), cache.extend(k, v)
+            if reach:
+                cache.keep(raw, reach)
         return q, k, v, bias
 
     def weights(

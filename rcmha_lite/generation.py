@@ -69,7 +69,8 @@ def generate_ids(
 
     The last ``context + memory`` positions are kept as keys and values. Absolute positions end there: when they
     do, the cache is filled again from the last half of what it held. With ``fresh_queries`` and memory the text is
-    read again segment by segment, for such a model depends on where its segments begin.
+    read again segment by segment, for such a model depends on where its segments begin; and where an attention of
+    one's own takes no cache, the last ``context + memory`` characters are read again for each new one.
     """
     if not len(prompt):
         raise ValueError("the prompt is empty: give at least one character to go on from")
@@ -79,15 +80,16 @@ def generate_ids(
     training = model.training
     model.eval()
     try:
-        config, device = model.config, next(model.parameters()).device
+        config, device = model.config, model.device
         generator = torch.Generator().manual_seed(seed)
         window = config.context + config.memory
-        segmented = config.fresh_queries and config.kernel_size and config.memory  # read them as training does
-        seen = prompt.tolist()
-        unread, cache = seen[-window:], model.new_cache(window - 1)
+        fresh = bool(config.fresh_queries and config.kernel_size and config.memory)  # read them as training does
+        again, seen = fresh or bool(model.without_cache()), prompt.tolist()
+        unread, cache = seen[-window:], [] if again else model.new_cache(window - 1)
         for _ in range(length):
-            if segmented:
-                start = -(-max(0, len(seen) - window) // config.context) * config.context
+            if again:
+                segment = config.context if config.memory else 1
+                start = -(-max(0, len(seen) - window) // segment) * segment
                 out = read_window(model, torch.tensor([seen[start:]], device=device))
             else:
                 if model.position and cache[0].seen + len(unread) > window:
