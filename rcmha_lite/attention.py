@@ -80,7 +80,7 @@ def fused_attention(
         q, k, batch = (q * scale).flatten(0, 1), k.flatten(0, 1), q.shape[:2]
         scores = torch.baddbmm(start.expand(len(q), -1, -1), q, k.transpose(1, 2)).unflatten(0, batch)
         return scores.softmax(dim=-1) @ v
-    square = queries == keys and bias is None
+    square = bias is None and bool(queries == keys)  # a compiled length compares to what is no bool
     mask: Tensor | None = None
     if bias is not None:
         mask = (bias * scale).masked_fill(~causal_mask(queries, keys, q.device), float("-inf")).to(q.dtype)

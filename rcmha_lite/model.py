@@ -254,7 +254,7 @@ class LanguageModel(nn.Module):
         kept, time = [], ids.shape[1]
         for n, block in enumerate(self.blocks):
             context = torch.cat((memory.hidden[n], x), dim=1) if memory is not None else x
-            kept.append(context.detach()[:, torch.sym_max(context.shape[1] - self.config.memory, 0) :])
+            kept.append(context.detach()[:, -self.config.memory :])
             x = block(context, time, cache[n] if cache is not None else None)
             if cache is not None and cache[n].seen != seen + time:
                 raise ValueError(

@@ -29,9 +29,12 @@ from rcmha_lite.accounting import parameters_by_part, saved_bytes
 from rcmha_lite.attention import MultiHeadAttention, causal_mask, mdha, mha, rcmha, rmha
 from rcmha_lite.config import CELLS, Config
 from rcmha_lite.conversion import from_torch, to_torch
+from rcmha_lite.convolution import HeadConvolution
 from rcmha_lite.evaluation import evaluate, read_window
 from rcmha_lite.generation import generate_ids
 from rcmha_lite.model import Block, LanguageModel
+from rcmha_lite.plain import calls_only_forward
+from rcmha_lite.positions import Position
 from rcmha_lite.streaming import AttentionCache
 
 pytestmark = pytest.mark.usefixtures("unchecked")  # wrappers are of other types than what they wrap
@@ -231,6 +234,7 @@ def test_low_rank_change_in_every_manner(kind, names, cell):
 
 
 @every_cell
+@pytest.mark.filterwarnings("ignore:Full backward hook is firing:UserWarning")  # of the embedding, whose ids have none
 def test_every_submodule_is_called_once_a_pass_and_its_hooks_fire(cell):
     """The convolution of fresh queries: once for the queries, once for the rest; all other modules once."""
     model = build(cell)
@@ -535,32 +539,44 @@ def test_activation_checkpointing(kind, cell):
     assert model.state_dict().keys() == expected.state_dict().keys()
 
 
-@pytest.mark.parametrize("cell", ["mha", "rcmha", "fresh queries", "rope", "tied"])
-def test_each_submodule_compiles_by_itself(cell):
-    model, counted = build(cell), []
+@pytest.mark.parametrize("cell", ["rcmha", "fresh queries", "rope"])
+@pytest.mark.parametrize("kind", [LanguageModel, Block, MultiHeadAttention, (HeadConvolution, Position)])
+def test_each_submodule_compiles_by_itself(kind, cell):
+    """In one graph, which is really what runs."""
+    model, ran = build(cell), []
 
     def backend(graph, inputs):
-        counted.append(graph)
-        return graph.forward
+        return lambda *args: ran.append(graph) or graph.forward(*args)
 
-    for module in layers_of(model).values():
-        if isinstance(module, MultiHeadAttention | nn.Linear):
-            module.compile(backend=backend)
+    compiled = [module for module in model.modules() if isinstance(module, kind)]
+    for module in compiled:
+        module.compile(backend=backend, fullgraph=True)
     with torch.no_grad():
         close(read(model), read(build(cell)))
-    assert len(counted) >= 2
+    assert len(ran) >= len(compiled) * passes(model)
     torch.compiler.reset()
+
+
+def test_only_a_layer_with_nothing_attached_is_read_instead_of_called():
+    """Dynamo compiles no ``nn.Linear`` by itself, so that a compiled call is seen here alone."""
+    layer = build("mha").blocks[0].attention.query
+    assert calls_only_forward(layer)
+    layer.compile(backend="eager")
+    assert not calls_only_forward(layer)
 
 
 @every_cell
 def test_export_from_one_position_and_any_batch(cell):
     model = build(cell, context=16, window=16)
-    shapes = ({0: Dim("batch", min=1), 1: Dim("time", min=1, max=16)},)
-    program = export(model, (ids[:, :7],), dynamic_shapes=shapes).module()
+    least = model.config.memory + 1 if model.config.memory else 1  # a shorter text leaves a shorter memory behind
+    shapes = ({0: Dim("batch", min=1), 1: Dim("time", min=least, max=16)},)
+    program = export(model, (ids[:, :7].contiguous(),), dynamic_shapes=shapes).module()
     for batch, time in ((1, 1), (2, 1), (3, 2), (1, 4), (2, 5), (1, 16)):
+        if time < least:
+            continue
         text = torch.arange(batch * time).remainder(11).view(batch, time)
         close(program(text)[0], model(text)[0])
-    static = export(model, (ids[:1, :1],)).module()
+    static = export(model, (ids[:1, :1].contiguous(),)).module()
     close(static(ids[:1, :1])[0], model(ids[:1, :1])[0])
 
 
@@ -665,12 +681,11 @@ def test_offloaded_weights(cell, tmp_path):
 # --- several processes
 
 
-@pytest.mark.parametrize("way", ["ddp", "blocks", "layers", "tensor"])
-def test_two_processes_are_as_one(way, tmp_path):
+def test_two_processes_are_as_one(tmp_path):
     """DDP, FSDP2 on blocks and on single layers, and sharded matrices; see the worker for what is compared."""
     worker = Path(__file__).with_name("two_processes.py")
     run = subprocess.run(
-        [sys.executable, worker, way, tmp_path / "meet"], capture_output=True, text=True, timeout=300, check=False
+        [sys.executable, worker, tmp_path / "meet"], capture_output=True, text=True, timeout=300, check=False
     )
     assert run.returncode == 0, run.stderr[-3000:]
 

@@ -1,9 +1,10 @@
-"""Two processes that train as one does: started by ``test_attachments``, as WAY and a file to meet in.
+"""Two processes that train as one does: started by ``test_attachments``, with a file to meet in.
 
 Each takes its half of a batch for two steps, in float64; losses and gradients are compared with those of one process
 that takes all of it.
 """
 
+import itertools
 import sys
 
 import torch
@@ -64,10 +65,12 @@ def train(model: nn.Module, texts: list[torch.Tensor]) -> list[torch.Tensor]:
     return [torch.stack(losses), *gradients]
 
 
-def work(rank: int, way: str, file: str) -> None:
+def work(rank: int, file: str) -> None:
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=2)
-    for cell, changes in GRID.items():
+    for way, (cell, changes) in itertools.product(("ddp", "blocks", "layers", "tensor"), GRID.items()):
+        if way != "ddp" and cell not in ("mha", "rcmha", "tied"):
+            continue
         torch.manual_seed(3)
         alone = LanguageModel(SMALL.replace(**changes)).double()
         several = LanguageModel(alone.config).double()
@@ -84,4 +87,4 @@ def work(rank: int, way: str, file: str) -> None:
 
 
 if __name__ == "__main__":
-    multiprocessing.start_processes(work, (sys.argv[1], sys.argv[2]), nprocs=2, start_method="fork")
+    multiprocessing.start_processes(work, (sys.argv[1],), nprocs=2, start_method="fork")
