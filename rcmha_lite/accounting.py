@@ -25,10 +25,10 @@ PARTS = {
 
 
 def parameters_by_part(model: LanguageModel) -> dict[str, int]:
-    """Number of parameters in each part that has any. They sum to the model's."""
-    counts = dict.fromkeys(PARTS, 0)
+    """Number of parameters in each part that has any, "other" for parts of one's own. They sum to the model's."""
+    counts = dict.fromkeys([*PARTS, "other"], 0)
     for name, parameter in model.named_parameters():
-        part = next(part for part, words in PARTS.items() if any(word in "." + name for word in words))
+        part = next((part for part, words in PARTS.items() if any(word in "." + name for word in words)), "other")
         counts[part] += parameter.numel()
     return {part: count for part, count in counts.items() if count}
 

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from rcmha_lite.convolution import HeadConvolution
 from rcmha_lite.plain import calls_only_forward, transforms_are_active
 from rcmha_lite.positions import LearnedRelativePosition, Position, RelativePosition, SinusoidalRelativePosition
-from rcmha_lite.streaming import AttentionCache
+from rcmha_lite.streaming import AttentionCache, kernel_reach
 
 
 def causal_mask(queries: int, keys: int, device: torch.device | None = None) -> Bool[Tensor, "{queries} {keys}"]:
@@ -80,7 +80,7 @@ def fused_attention(
         q, k, batch = (q * scale).flatten(0, 1), k.flatten(0, 1), q.shape[:2]
         scores = torch.baddbmm(start.expand(len(q), -1, -1), q, k.transpose(1, 2)).unflatten(0, batch)
         return scores.softmax(dim=-1) @ v
-    square = queries == keys and bias is None
+    square = bias is None and bool(queries == keys)  # a compiled length compares to what is no bool
     mask: Tensor | None = None
     if bias is not None:
         mask = (bias * scale).masked_fill(~causal_mask(queries, keys, q.device), float("-inf")).to(q.dtype)
@@ -181,9 +181,10 @@ class MultiHeadAttention(nn.Module):
             start, past = (cache.seen, len(cache)) if cache is not None else (0, 0)
             q, k, bias = self.position(q, k, start, past)
         if cache is not None:
-            k, v = cache.extend(k, v, getattr(self.position, "common_channels", 0))
-            if self.convolution is not None:
-                cache.keep(raw, int(self.convolution.kernel_size) - 1)  # type: ignore[arg-type]
+            reach, common = kernel_reach(self.convolution), getattr(self.position, "common_channels", 0)
+            k, v = cache.extend(k, v, common)
+            if reach:
+                cache.keep(raw, reach)
         return q, k, v, bias
 
     def weights(

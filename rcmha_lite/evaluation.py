@@ -58,7 +58,7 @@ def evaluate(
         stop = min(start + window, len(inputs))
         spans.append((start, stop - start, done - start))
         done = stop
-    training, device = model.training, next(model.parameters()).device
+    training, device = model.training, model.device
     loss, right = 0.0, 0
     model.eval()
     try:

@@ -64,22 +64,25 @@ class Stream:
 
     The last ``context + memory`` positions are kept as keys and values. Absolute positions end there: when they
     do, the cache is filled again from the last half of what it held. With ``fresh_queries`` and memory the text is
-    read again segment by segment, for such a model depends on where its segments begin.
+    read again segment by segment, for such a model depends on where its segments begin; and where an attention of
+    one's own takes no cache, the last ``context + memory`` characters are read again for each new one.
     """
 
     def __init__(self, model: LanguageModel, ids: Int[Tensor, "batch time"]) -> None:
         config = model.config
         self.model, self.stepper, self.seen = model, Stepper(model), ids.to(model.device)
         self.window = config.context + config.memory
-        self.segmented = bool(config.fresh_queries and config.kernel_size and config.memory)  # read as in training
-        self.unread, self.cache = self.seen[:, -self.window :], model.new_cache(self.window - 1)
+        segmented = bool(config.fresh_queries and config.kernel_size and config.memory)  # read as in training
+        self.again = segmented or bool(model.without_cache())
+        self.unread = self.seen[:, -self.window :]
+        self.cache = [] if self.again else model.new_cache(self.window - 1)
 
     @torch.no_grad()
     def logits(self) -> Float[Tensor, "batch vocabulary"]:
         """Of the character after the last one of each text. The model must be in evaluation mode."""
-        if self.segmented:
-            context = self.model.config.context
-            start = -(-max(0, self.seen.shape[1] - self.window) // context) * context
+        if self.again:
+            segment = self.model.config.context if self.model.config.memory else 1
+            start = -(-max(0, self.seen.shape[1] - self.window) // segment) * segment
             return read_window(self.model, self.seen[:, start:])[:, -1]
         if self.model.position and self.cache[0].seen + self.unread.shape[1] > self.window:
             self.unread = self.seen[:, -max(1, self.window // 2) :]
@@ -92,7 +95,7 @@ class Stream:
         """The next id of each text."""
         self.unread = ids[:, None].to(self.seen)
         seen = torch.cat((self.seen, self.unread), dim=1)
-        self.seen = seen if self.segmented else seen[:, -self.window :]
+        self.seen = seen if self.again else seen[:, -self.window :]
 
 
 def generators(seed: int, number: int) -> list[torch.Generator]:

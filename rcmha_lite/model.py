@@ -21,7 +21,7 @@ from rcmha_lite.positions import (
     RotaryPosition,
     SinusoidalRelativePosition,
 )
-from rcmha_lite.streaming import AttentionCache
+from rcmha_lite.streaming import AttentionCache, takes_cache
 
 
 class _SquaredReLU(torch.autograd.Function):
@@ -195,25 +195,35 @@ class LanguageModel(nn.Module):
             nn.init.zeros_(module.output.weight)
 
     def new_cache(self, limit: int | None = None) -> list[AttentionCache]:
-        """An empty cache for each block, of at most ``limit`` keys (None: all)."""
+        """An empty cache for each block, of at most ``limit`` keys (None: all). ValueError if an attention takes none."""
+        if without := self.without_cache():
+            raise ValueError(
+                f"{without[0]} takes no cache: give its forward a cache=None that it uses, or read the text again "
+                "for each character, as generate does"
+            )
         return [AttentionCache(limit) for _ in self.blocks]
 
-    def tied_weight(self) -> Float[Tensor, "vocabulary d_model"]:
-        """The embedding as the output layer's weight: what it makes of every id, if it is more than a table."""
-        weight = getattr(self.embedding, "weight", None)
-        if (
-            isinstance(weight, Tensor)
-            and type(weight) in (nn.Parameter, Tensor)
-            and type(self.embedding) is nn.Embedding
-        ):
-            return weight
-        everything: Tensor = self.embedding(torch.arange(self.config.vocabulary, device=self.device))
+    def without_cache(self) -> list[str]:
+        """The blocks' attentions, by name, that take no cache, so that a text cannot be read in pieces."""
+        blocks = [(name, module) for name, module in self.named_modules() if isinstance(module, Block)]
+        return [f"{name}.attention" for name, block in blocks if not takes_cache(block.attention)]
+
+    def tied_weight(self, device: torch.device) -> Float[Tensor, "vocabulary d_model"]:
+        """The embedding as the output layer's weight.
+
+        An embedding that is more than a table (adapted, sharded, offloaded) is called with every id. Hooks act on the
+        look-up alone, as with any two layers of one weight.
+        """
+        table, weight = self.embedding, getattr(self.embedding, "weight", None)
+        if type(table) is nn.Embedding and type(weight) in (nn.Parameter, Tensor) and "forward" not in vars(table):
+            return table.weight
+        everything: Tensor = self.embedding(torch.arange(self.config.vocabulary, device=device))
         return everything
 
     @property
     def device(self) -> torch.device:
-        """Where the parameters are."""
-        return next(self.parameters()).device
+        """Where ids go: to the first parameter that is anywhere, for what is offloaded is on "meta" between calls."""
+        return next((p.device for p in self.parameters() if not p.is_meta), torch.device("cpu"))
 
     def require_known(self, ids: Int[Tensor, " time"]) -> None:
         """ValueError unless ``ids`` stand in one row and are all of the vocabulary."""
@@ -229,7 +239,8 @@ class LanguageModel(nn.Module):
         """Logits for the character after each of ``ids``, and the memory to give with the next segment.
 
         ``memory`` (training, evaluation) holds hidden states, ``cache`` (generation, without gradients) keys and
-        values. ValueError for both, for a cache that is not ``new_cache``'s, and for ids that are not [batch, time].
+        values. ValueError for both, for a cache that is not ``new_cache``'s or that a block of one's own does not use,
+        and for ids that are not [batch, time].
         """
         if ids.ndim != 2 or not ids.shape[1]:
             raise ValueError(f"the ids have shape {tuple(ids.shape)}: give [batch, time], at least one in time")
@@ -250,6 +261,10 @@ class LanguageModel(nn.Module):
             if self.config.memory:
                 kept.append(context.detach()[:, -self.config.memory :])
             x = block(context, time, cache[n] if cache is not None else None)
+            if cache is not None and cache[n].seen != seen + time:
+                raise ValueError(
+                    f"block {n} was given a cache and left it as it was: hand it on to the attention inside"
+                )
         x = self.norm(x)
-        logits = F.linear(x, self.tied_weight()) if self.output is None else self.output(x)
+        logits = F.linear(x, self.tied_weight(x.device)) if self.output is None else self.output(x)
         return logits, Memory(tuple(kept), seen + time) if self.config.memory else None

@@ -1,25 +1,25 @@
 """When a layer is nothing but its formula: only then may its weights be read instead of the layer being called."""
 
-from typing import TypeGuard
+from typing import TypeGuard, TypeVar
 
 import torch
 from torch import nn
 from torch.autograd import forward_ad
 from torch.nn.modules import module as global_hooks
 
+M = TypeVar("M", bound=nn.Module)
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
-def calls_only_forward(layer: nn.Module, kind: type[nn.Module] = nn.Linear) -> TypeGuard[nn.Linear]:
+def calls_only_forward(layer: nn.Module, kind: type[M] = nn.Linear) -> TypeGuard[M]:  # type: ignore[assignment]
     """Whether calling ``layer`` does what ``kind.forward`` does with its weights, and nothing else.
 
     Not where it is a subclass or a wrapper (adapters, quantised and sharded layers, parametrisations are), has hooks, a
-    ``forward`` of its own or a compiled call, or where a weight is anything but a plain parameter.
+    ``forward`` of its own or a compiled call, or where a weight or bias is anything but a plain parameter.
     """
-    weight = layer.__dict__["_parameters"].get("weight")
     return (
         type(layer) is kind
-        and type(weight) is nn.Parameter
+        and all(type(p) is nn.Parameter for p in layer._parameters.values() if p is not None)
         and not any(getattr(layer, hooks) for hooks in HOOKS)
         and not global_hooks._has_any_global_hook()
         and "forward" not in vars(layer)

@@ -1,9 +1,10 @@
 """What an attention layer remembers of a stream of text, so that the next piece can be read alone."""
 
+import inspect
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 @dataclass
@@ -95,6 +96,30 @@ class AttentionCache:
         rows = projections if self.history is None else torch.cat((self.history, projections), dim=1)
         kept = min(past, rows.shape[1])
         self.history = rows[:, rows.shape[1] - kept :].detach().clone()  # a view would hold all of it
+
+
+def takes_cache(attention: nn.Module) -> bool:
+    """Whether ``attention`` may be called with a ``cache``: its ``forward`` names one, or hands on whatever keywords it
+    is given, as wrappers do, to a module inside that takes one."""
+    try:
+        parameters = inspect.signature(attention.forward).parameters.values()
+    except (TypeError, ValueError):  # compiled code without a signature, such as TorchScript's
+        return False
+    if any(parameter.name == "cache" for parameter in parameters):
+        return True
+    hands_on = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
+    return hands_on and any(map(takes_cache, attention.children()))
+
+
+def kernel_reach(convolution: nn.Module | None) -> int:
+    """Earlier rows that the kernels need: kernel_size − 1, or 0 without kernels. ValueError where none says how many."""
+    if convolution is None:
+        return 0
+    taps = getattr(convolution, "kernel_size", None)
+    if not isinstance(taps, int) or taps < 1:
+        theirs = f"the convolution, {type(convolution).__name__}, has kernel_size {taps}"
+        raise ValueError(f"{theirs}: in a stream, give it the number of its taps, the current position included")
+    return taps - 1
 
 
 def _moved(old: Tensor | None, kept: slice, new: Tensor) -> Tensor:
