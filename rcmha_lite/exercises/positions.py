@@ -1,0 +1,71 @@
+"""Checks for chapters 4 and 8: scores moved from distances to keys, and their factors."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from rcmha_lite.exercises._telling import asked, assert_same, assert_shape, plain, random, refuse, require, shown
+
+
+def check_shift(shift: Callable[[Tensor], Tensor], *, memory: int = 0) -> str:
+    """``shift(by_distance)`` turns columns δ of ``[time, memory + time]`` into columns j, δ = memory + i − j ≥ 0."""
+    for time in (1, 2, 6):
+        by_distance = random(time, memory + time)
+        yours = asked(shift, {"by_distance": by_distance})
+        assert_shape(yours, tuple(by_distance.shape), "the shifted scores")
+        require(yours.is_floating_point(), f"the shifted scores: expected floating point numbers, found {yours.dtype}")
+        given, found = by_distance.to(yours.dtype).double(), plain(yours, "the shifted scores")
+        for i in range(time):
+            for j in range(memory + i + 1):
+                delta = memory + i - j
+                if found[i, j] != given[i, delta]:
+                    place = f"of [{time}, {memory + time}], row {i}, column {j} must hold distance {delta} of row {i}"
+                    values = f"{shown(given[i, delta])}; you have {shown(found[i, j])}{_whence(given, found[i, j], i)}"
+                    refuse(f"{place}, {values}")
+    return "Right: every score sits under its key."
+
+
+def _whence(given: Tensor, value: Tensor, i: int) -> str:
+    """Where the number that was found stood."""
+    places = (given == value).nonzero().tolist()
+    if not places:
+        return ", which is nowhere in the input" if value else ""
+    row, delta = places[0]
+    return f", which is distance {delta} of {'the same row' if row == i else f'row {row}'}"
+
+
+def check_factors(phi: Callable[[Tensor, Tensor], Tensor]) -> str:
+    """``phi(a, i)``, ``[time, 2]`` and angles ``[time]``: row·(sin j, cos j) = a_s sin(i − j) + a_c cos(i − j)."""
+    a, i, j = random(7, 2), random(7, seed=1), random(5, seed=2)
+    yours = asked(phi, {"a": a, "i": i})
+    assert_shape(yours, tuple(a.shape), "φ of the queries")
+    waves, delta, total = torch.stack((j.sin(), j.cos())), i[:, None] - j, i[:, None] + j
+
+    def scores(a_s: Tensor, a_c: Tensor, angle: Tensor) -> Tensor:
+        return a_s[:, None] * angle.sin() + a_c[:, None] * angle.cos()
+
+    (a_s, a_c), expected = a.T, scores(*a.T, delta)
+    s_sin, s_cos, c_sin, c_cos = a_s * i.sin(), a_s * i.cos(), a_c * i.sin(), a_c * i.cos()
+    slips = {
+        "The angle of the queries is not used: φ is a itself.": a @ waves,
+        "These are the scores of −i − j: the queries are turned the wrong way.": scores(a_s, a_c, -total),
+        "These are the scores of i + j: mind the signs.": scores(a_s, a_c, total),
+        "These are the scores of j − i: the sine has the wrong sign.": scores(a_s, a_c, -delta),
+        "The sine part and the cosine part of a are exchanged.": scores(a_c, a_s, delta),
+        "The columns of φ are exchanged: the first meets sin j, the second cos j.": _columns(
+            s_sin + c_cos, c_sin - s_cos
+        )
+        @ waves,
+        "In the second column one product has the wrong sign.": _columns(c_sin - s_cos, c_cos - s_sin) @ waves,
+        "In the first column one product has the wrong sign.": _columns(c_sin + s_cos, c_cos + s_sin) @ waves,
+        "The products with sin i and with cos i are exchanged.": _columns(c_cos - s_sin, s_cos + c_sin) @ waves,
+    }
+    found = plain(yours, "φ of the queries") @ waves
+    what = "scores of 7 queries (rows) and 5 keys (columns)"
+    assert_same(found.to(yours.dtype), expected, what, slips=slips)
+    return "Right: what knows i stands on one side, what knows j on the other."
+
+
+def _columns(first: Tensor, second: Tensor) -> Tensor:
+    return torch.stack((first, second), dim=1)
