@@ -9,7 +9,9 @@ from rcmha_lite.exercises.activation import check_squared_relu
 from rcmha_lite.exercises.attention import Attend, check_causal, check_weights
 from rcmha_lite.exercises.convolution import check_convolution
 from rcmha_lite.exercises.data import check_accuracy, check_bigram, check_temperature
+from rcmha_lite.exercises.language_model import check_language_model
 from rcmha_lite.exercises.positions import check_factors, check_shift
+from rcmha_lite.exercises.rcmha import check_rcmha
 from rcmha_lite.exercises.statistics import check_flops, check_interval, check_noise, check_reset
 
 __all__ = [
@@ -24,7 +26,9 @@ __all__ = [
     "check_factors",
     "check_flops",
     "check_interval",
+    "check_language_model",
     "check_noise",
+    "check_rcmha",
     "check_reset",
     "check_shift",
     "check_squared_relu",

@@ -4,9 +4,9 @@ Nothing here judges by ``assert``, which ``python -O`` leaves out, and nothing t
 through: it becomes a sentence of the check's own.
 """
 
-import copy
+import functools
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
 import torch
@@ -34,8 +34,13 @@ def random(*shape: int, seed: int = 0) -> Float[Tensor, "..."]:
 
 
 def described(value: Any) -> str:
-    """A tensor by its shape, anything else as it is written."""
-    return str(list(value.shape)) if isinstance(value, Tensor) else shortened(repr(value))
+    """A tensor by its shape, what holds tensors by what it is, anything else as it is written."""
+    if isinstance(value, Tensor):
+        return str(list(value.shape))
+    held = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+    if any(isinstance(x, Tensor) for x in held):
+        return f"({type(value).__name__} of {', '.join(map(described, held))})"
+    return shortened(repr(value))
 
 
 def shortened(text: str, length: int = 400) -> str:
@@ -43,17 +48,46 @@ def shortened(text: str, length: int = 400) -> str:
     return text if len(text) <= length else text[:length] + " …"
 
 
-def asked(function: Any, named: Mapping[str, Any], who: str = "your function", hint: str = "") -> Any:
-    """What ``function`` answers to copies of the ``named`` inputs, given by place.
+def copied(value: Any) -> Any:
+    """The same in memory of its own, tensors inside lists, tuples and dicts too; a copy leads back to its graph."""
+    if isinstance(value, Tensor):
+        return value.clone()
+    if isinstance(value, dict):
+        return {key: copied(x) for key, x in value.items()}
+    if isinstance(value, list | tuple):
+        parts = [copied(x) for x in value]
+        return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
+    return value
+
+
+def telling(check: Callable[..., str]) -> Callable[..., str]:
+    """The check, which now raises AssertionError only: whatever else gets through says what stopped it."""
+
+    @functools.wraps(check)
+    def checked(*answer: Any, **options: Any) -> str:
+        try:
+            return check(*answer, **options)
+        except AssertionError:
+            raise
+        except Exception as error:
+            said = shortened(traceback.format_exception_only(error)[-1].strip())
+            raise AssertionError(f"your answer stopped the check: {said}") from error
+
+    return checked
+
+
+def asked(
+    function: Any, named: Mapping[str, Any], who: str = "your function", hint: str = "", *, copies: bool = True
+) -> Any:
+    """What ``function`` answers to the ``named`` inputs, given by place, as copies unless said otherwise.
 
     AssertionError, with the inputs' shapes, where it raises anything; where it returns nothing; and where it is no
     function.
     """
     require(callable(function), f"{who}: expected something to call, found {type(function).__name__}")
     given = ", ".join(f"{name} {described(value)}" for name, value in named.items())
-    copies = [v.clone() if isinstance(v, Tensor) else copy.deepcopy(v) for v in named.values()]
     try:
-        found = function(*copies)
+        found = function(*(copied(x) if copies else x for x in named.values()))
     except Exception as error:
         said = shortened(traceback.format_exception_only(error)[-1].strip())
         raise AssertionError(f"{who} raised {said}\n  It was given {given}.{hint}") from error

@@ -5,9 +5,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from rcmha_lite.exercises._telling import asked, assert_same, refuse, require
+from rcmha_lite.exercises._telling import asked, assert_same, refuse, require, telling
 
 
+@telling
 def check_squared_relu(activation: Callable[[Tensor], Tensor]) -> str:
     """``activation(x)`` is max(x, 0)², with gradient 2·max(x, 0)."""
     x = torch.tensor([-2.0, -0.5, 0.0, 0.5, 3.0, 7.0, 40.0], dtype=torch.float64)

@@ -6,11 +6,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rcmha_lite.exercises._telling import asked, assert_same, assert_shape, plain, random, refuse, require, shown
+from rcmha_lite.exercises._telling import (
+    asked,
+    assert_same,
+    assert_shape,
+    plain,
+    random,
+    refuse,
+    require,
+    shown,
+    telling,
+)
 
 Attend = Callable[[Tensor], Tensor]
 
 
+@telling
 def check_weights(weights: Callable[[Tensor, Tensor], Tensor]) -> str:
     """``weights(q, k)``, both ``[time, d]``: softmax over j ≤ i of q_i·k_j / √d."""
     for time, d in ((1, 2), (4, 3), (7, 16)):
@@ -55,6 +66,7 @@ def _slips(q: Tensor, k: Tensor) -> dict[str, Tensor]:
     return found if time > 1 else {}
 
 
+@telling
 def check_causal(attend: Attend, *, width: int = 16, times: Sequence[int] = (1, 2, 9)) -> str:
     """``attend``, of x ``[batch, time, width]``: changing x at t must leave every output before t as it was, and those
     of the other texts of the batch."""

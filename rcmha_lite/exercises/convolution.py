@@ -5,9 +5,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from rcmha_lite.exercises._telling import asked, assert_same, random
+from rcmha_lite.exercises._telling import asked, assert_same, random, telling
 
 
+@telling
 def check_convolution(convolve: Callable[[Tensor, Tensor], Tensor]) -> str:
     """``convolve(x, taps)``, ``[time, channels]`` and ``[channels, kernel]``, the last tap on the current row."""
     ones, by_hand = torch.ones(4, 1, dtype=torch.float64), torch.tensor([[100.0, 10.0, 1.0]], dtype=torch.float64)

@@ -9,9 +9,20 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from rcmha_lite.exercises._telling import asked, assert_same, number, random, recognised, refuse, require, shortened
+from rcmha_lite.exercises._telling import (
+    asked,
+    assert_same,
+    number,
+    random,
+    recognised,
+    refuse,
+    require,
+    shortened,
+    telling,
+)
 
 
+@telling
 def check_bigram(count: Callable[[str], dict[str, str]]) -> str:
     """``count(text)`` gives, for each character that has a successor, its most frequent one, in a tie the first seen."""
     for text, expected in (  # of a: neither the first nor the last that follows; then not the commonest character
@@ -51,6 +62,7 @@ def _wrong_successor(text: str, found: dict[Any, Any], expected: dict[str, str])
     return ""
 
 
+@telling
 def check_accuracy(accuracy: Callable[[Tensor, Tensor], float]) -> str:
     """``accuracy(logits, targets)`` is the share of positions whose largest logit is the target's."""
     logits = torch.tensor([[[0.1, 2.0, 0.3], [1.0, 0.0, 0.5]]])
@@ -86,6 +98,7 @@ def _check_share(accuracy: Any, logits: Tensor, targets: Tensor, expected: float
     )
 
 
+@telling
 def check_temperature(probabilities: Callable[[Tensor, float], Tensor]) -> str:
     """``probabilities(logits, temperature)`` is softmax(logits / temperature)."""
     logits = torch.tensor([2.0, 1.0, 0.0, -1.0], dtype=torch.float64)

@@ -5,9 +5,20 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from rcmha_lite.exercises._telling import asked, assert_same, assert_shape, plain, random, refuse, require, shown
+from rcmha_lite.exercises._telling import (
+    asked,
+    assert_same,
+    assert_shape,
+    plain,
+    random,
+    refuse,
+    require,
+    shown,
+    telling,
+)
 
 
+@telling
 def check_shift(shift: Callable[[Tensor], Tensor], *, memory: int = 0) -> str:
     """``shift(by_distance)`` turns columns δ of ``[time, memory + time]`` into columns j, δ = memory + i − j ≥ 0."""
     for time in (1, 2, 6):
@@ -35,6 +46,7 @@ def _whence(given: Tensor, value: Tensor, i: int) -> str:
     return f", which is distance {delta} of {'the same row' if row == i else f'row {row}'}"
 
 
+@telling
 def check_factors(phi: Callable[[Tensor, Tensor], Tensor]) -> str:
     """``phi(a, i)``, ``[time, 2]`` and angles ``[time]``: row·(sin j, cos j) = a_s sin(i − j) + a_c cos(i − j)."""
     a, i, j = random(7, 2), random(7, seed=1), random(5, seed=2)
@@ -45,7 +57,8 @@ def check_factors(phi: Callable[[Tensor, Tensor], Tensor]) -> str:
     def scores(a_s: Tensor, a_c: Tensor, angle: Tensor) -> Tensor:
         return a_s[:, None] * angle.sin() + a_c[:, None] * angle.cos()
 
-    (a_s, a_c), expected = a.T, scores(*a.T, delta)
+    a_s, a_c = a[:, 0], a[:, 1]
+    expected = scores(a_s, a_c, delta)
     s_sin, s_cos, c_sin, c_cos = a_s * i.sin(), a_s * i.cos(), a_c * i.sin(), a_c * i.cos()
     slips = {
         "The angle of the queries is not used: φ is a itself.": a @ waves,

@@ -7,10 +7,11 @@ from torch import Tensor
 
 from rcmha_lite.accounting import flops
 from rcmha_lite.config import CELLS, PRESETS, Config
-from rcmha_lite.exercises._telling import asked, assert_same, number, numbers, refuse
+from rcmha_lite.exercises._telling import asked, assert_same, number, numbers, refuse, telling
 from rcmha_lite.model import LanguageModel
 
 
+@telling
 def check_flops(count: Callable[[Config, int], float]) -> str:
     """``count(config, time)`` is within one in a thousand of PyTorch's count of a forward pass, in every cell."""
     for cell, changes in CELLS.items():
@@ -48,6 +49,7 @@ def _missing(config: Config, time: int, found: float, expected: int) -> str:
     return f" {near[0]}" if near else f" That is {(found - expected) / expected:+.1%}."
 
 
+@telling
 def check_reset(reset: Callable[[Sequence[float]], Sequence[float]]) -> str:
     """``reset(counter)``: from c_e, the mean over epochs 1 … e, the mean over epoch e alone."""
     for counter, expected in (([0.41, 0.5025], (0.41, 0.595)), ([0.9, 0.45, 0.5], (0.9, 0.0, 0.6)), ([0.3], (0.3,))):
@@ -68,6 +70,7 @@ def check_reset(reset: Callable[[Sequence[float]], Sequence[float]]) -> str:
     return "Right: each epoch by itself."
 
 
+@telling
 def check_interval(interval: Callable[[Sequence[float], float], tuple[float, float]]) -> str:
     """``interval(differences, t)`` is mean ± t · s / √n, with s² the sum of squared deviations over n − 1."""
     for differences, t, expected in (
@@ -95,6 +98,7 @@ def check_interval(interval: Callable[[Sequence[float], float], tuple[float, flo
     return "Right: the mean, give or take t standard errors."
 
 
+@telling
 def check_noise(noise: Callable[[Sequence[Sequence[float]]], float]) -> str:
     """``noise(table)``, a row a choice and a column a seed, is √(Σ ε̂² / ((m − 1)(n − 1))), rows' and columns' means out."""
     for table, expected in (

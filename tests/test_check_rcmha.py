@@ -1,0 +1,190 @@
+"""The checks of a whole module: the solution passes, other ways of writing it pass, and every fault is refused by name."""
+
+import copy
+import math
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from rcmha_lite import attention, convolution, exercises, positions
+from rcmha_lite.config import Config
+from rcmha_lite.exercises import _manners, _stages, rcmha_in_one_file
+from rcmha_lite.exercises import language_model as model_check
+from rcmha_lite.exercises import rcmha as attention_check
+from rcmha_lite.model import LanguageModel
+
+SOURCE = Path(rcmha_in_one_file.__file__).read_text(encoding="utf-8")
+
+
+def changed(*changes: tuple[str, str]) -> dict:
+    """The solution's names, after these changes of its source."""
+    source = SOURCE
+    for old, new in changes:
+        assert source.count(old) == 1, f"the solution was rewritten: {old!r} stands in it {source.count(old)} times"
+        source = source.replace(old, new)
+    scope = {"__name__": "a_readers_notebook"}
+    exec(compile(source, "a_readers_notebook", "exec"), scope)
+    return scope
+
+
+PROJECT = "qkv = torch.stack([layer(context) for layer in (self.query, self.key, self.value)])"
+SPLIT = "qkv = qkv.unflatten(3, (self.n_heads, self.d)).transpose(2, 3)"
+CONVOLVE = "q, k, v = self.convolution(qkv)"
+RETURN = "return self.output(y.transpose(1, 2).flatten(2))"
+SCORES = "scores = self.position(q, k) / math.sqrt(self.d)"
+MASKED = 'weights = scores.masked_fill(future, float("-inf")).softmax(dim=3)'
+MASK = "triu(k.shape[2] - queries + 1)"
+LAST = "q = q[:, :, k.shape[2] - queries :]"
+PAD = "padded = F.pad(qkv, (0, 0, taps - 1, 0))"
+TAP = "self.weight[:, None, :, None, :, s]"
+R = "r = torch.cat((angles.sin(), angles.cos()), dim=1).to(q)"
+CONTENT = "content = (q + self.content_bias[:, None]) @ k.transpose(2, 3)"
+BY_DISTANCE = "by_distance = (q + self.position_bias[:, None]) @ by_head.transpose(1, 2)"
+DELTA = "delta = i[:, None] - torch.arange(keys, device=q.device)"
+GATHER = "by_distance.gather(3, delta.clamp(min=0).expand_as(by_distance))"
+JOIN = "context = x if memory is None else torch.cat((memory, x), dim=1)"
+BY_HEAD = "by_head = (r @ self.projection.T).view(keys, heads, d).transpose(0, 1)"
+
+FAULTS: dict[str, tuple[str, list[tuple[str, str]]]] = {
+    "value bias forgotten": ("the values", [(PROJECT, PROJECT + "\n        qkv = torch.stack((qkv[0], qkv[1], F.linear(context, self.value.weight)))")]),
+    "output bias forgotten": ("the values", [(RETURN, "return F.linear(y.transpose(1, 2).flatten(2), self.output.weight)")]),
+    "no output projection": ("the values", [(RETURN, "return y.transpose(1, 2).flatten(2)")]),
+    "length 1 fails": ("the values", [(SCORES, SCORES + "\n        assert queries > 1")]),
+    "batch mixed": ("the batch", [(PROJECT, PROJECT + "\n        qkv = qkv + 0.1 * qkv.mean(dim=1, keepdim=True)")]),
+    "batch mixed in the scores": ("the batch", [(SCORES, SCORES + "\n        scores = scores + scores.flip(0)")]),
+    "no mask": ("the mask", [(MASKED, "weights = scores.softmax(dim=3)")]),
+    "mask after the softmax": ("the mask", [(MASKED, "weights = scores.softmax(dim=3).masked_fill(future, 0.0)")]),
+    "mask of zeros": ("the mask", [('float("-inf")', "0.0")]),
+    "mask one too far": ("the mask", [(MASK, "triu(k.shape[2] - queries + 2)")]),
+    "own position hidden": ("the mask", [(MASK, "triu(k.shape[2] - queries)")]),
+    "softmax over the queries": ("the mask", [("softmax(dim=3)", "softmax(dim=2)")]),
+    "mask transposed": ("the mask", [(MASK, "tril(queries - k.shape[2] - 1)")]),
+    "no root of d": ("the scores", [(SCORES, "scores = self.position(q, k)")]),
+    "divided by d": ("the scores", [("math.sqrt(self.d)", "self.d")]),
+    "query and key exchanged": ("the scores", [("(self.query, self.key, self.value)", "(self.key, self.query, self.value)")]),
+    "sigmoid for softmax": ("the values", [(".softmax(dim=3)", ".sigmoid()")]),
+    "root of d_model": ("the heads", [("math.sqrt(self.d)", "math.sqrt(x.shape[2])")]),
+    "heads split without transposing": ("the heads", [(SPLIT, "qkv = qkv.reshape(3, len(x), self.n_heads, -1, self.d)")]),
+    "heads split by every h-th channel": ("the heads", [(SPLIT, "qkv = qkv.unflatten(3, (self.d, self.n_heads)).permute(0, 1, 4, 2, 3)")]),
+    "heads merged without transposing": ("the heads", [(RETURN, "return self.output(y.reshape(x.shape))")]),
+    "heads merged channel by channel": ("the heads", [(RETURN, "return self.output(y.permute(0, 2, 3, 1).flatten(2))")]),
+    "heads merged in reverse": ("the heads", [(RETURN, "return self.output(y.flip(1).transpose(1, 2).flatten(2))")]),
+    "kernels reversed": ("the kernels of the values", [(TAP, "self.weight.flip(-1)[:, None, :, None, :, s]")]),
+    "padded on both sides": ("the kernels of the values", [(PAD, "padded = F.pad(qkv, (0, 0, 1, 1))")]),
+    "padded on the right": ("the kernels of the values", [(PAD, "padded = F.pad(qkv, (0, 0, 0, taps - 1))")]),
+    "padded with the first row": ("the kernels of the values", [(PAD, "padded = torch.cat((qkv[:, :, :, :1], qkv[:, :, :, :1], qkv), dim=3)")]),
+    "the kernel runs over the heads": ("the kernels of the values", [(PAD, "qkv = qkv.transpose(2, 3); time = qkv.shape[3]; padded = F.pad(qkv, (0, 0, taps - 1, 0))"), ("padded[:, :, :, s : s + time]", "padded[:, :, :, s : s + time].transpose(2, 3)")]),
+    "values not convolved": ("the kernels of the values", [(CONVOLVE, "(q, k, _), v = self.convolution(qkv), qkv[2]")]),
+    "one kernel for all three": ("the kernels of the values", [(TAP, "self.weight[:1, None, :, None, :, s]")]),
+    "queries not convolved": ("the kernels of the queries", [(CONVOLVE, "(_, k, v), q = self.convolution(qkv), qkv[0]")]),
+    "keys not convolved": ("the kernels of the queries", [(CONVOLVE, "(q, _, v), k = self.convolution(qkv), qkv[1]")]),
+    "kernel bias forgotten": ("the kernels' biases", [("y: Tensor = self.bias[:, None, :, None]", "y = 0 * self.bias[:, None, :, None]")]),
+    "kernel bias added at every tap": ("the kernels' biases", [("            y = y + self", "            y = y + self.bias[:, None, :, None] * (s > 0) + self")]),
+    "divided before the convolution": ("the kernels' biases", [(PROJECT, PROJECT + "\n        qkv = torch.stack((qkv[0] / math.sqrt(self.d), qkv[1], qkv[2]))"), (SCORES, "scores = self.position(q, k)")]),
+    "distances forgotten": ("the waves", [(f"return content + {GATHER}", "return content")]),
+    "cosines first": ("the waves", [(R, "r = torch.cat((angles.cos(), angles.sin()), dim=1).to(q)")]),
+    "sines and cosines by turns": ("the waves", [(R, "r = torch.stack((angles.sin(), angles.cos()), dim=2).flatten(1).to(q)")]),
+    "base 1000": ("the waves", [("10_000.0", "1000.0")]),
+    "frequencies of half the range": ("the waves", [("dtype=torch.float64) / waves)", "dtype=torch.float64) / (2 * waves))")]),
+    "no shift": ("the waves", [(f"content + {GATHER}", "content + by_distance")]),
+    "distance one too large": ("the waves", [("distances = torch.arange(keys,", "distances = torch.arange(1, keys + 1,")]),
+    "shifted one too far": ("the waves", [(DELTA, DELTA + " - 1")]),
+    "j - i": ("the waves", [("angles.sin(), angles.cos()", "-angles.sin(), angles.cos()")]),
+    "distances in reverse": ("the waves", [("distances = torch.arange(keys, device=q.device, dtype=torch.float64)", "distances = torch.arange(keys - 1, -1, -1, device=q.device, dtype=torch.float64)")]),
+    "W shared out to heads wrongly": ("the waves", [(BY_HEAD, "by_head = (r @ self.projection.T).view(keys, d, heads).permute(2, 0, 1)")]),
+    "first head's W for all": ("the waves", [(BY_HEAD, "by_head = (r @ self.projection[:d].T).expand(heads, keys, d)")]),
+    "position term not divided": ("the waves", [(f"content + {GATHER}", f"content + math.sqrt(d) * {GATHER}")]),
+    "waves made in float32": ("the waves", [("device=q.device, dtype=torch.float64)  # 0", "device=q.device, dtype=torch.float32)  # 0"), ("device=q.device, dtype=torch.float64) / waves)", "device=q.device, dtype=torch.float32) / waves)")]),
+    "W cut from the gradient": ("the waves", [(BY_HEAD, BY_HEAD + ".detach()")]),
+    "v missing": ("v", [(BY_DISTANCE, "by_distance = q @ by_head.transpose(1, 2)")]),
+    "v subtracted": ("v", [("(q + self.position_bias", "(q - self.position_bias")]),
+    "u and v exchanged": ("u and v", [("(q + self.content_bias[:, None])", "(q + self.OTHER[:, None])"), ("(q + self.position_bias[:, None])", "(q + self.content_bias[:, None])"), ("self.OTHER", "self.position_bias")]),
+    "u missing": ("u", [(CONTENT, "content = q @ k.transpose(2, 3)")]),
+    "u on both terms": ("u", [("(q + self.position_bias[:, None])", "(q + self.position_bias[:, None] + self.content_bias[:, None])")]),
+    "kernels after u": ("all parts", [(CONVOLVE, "qkv = torch.stack((qkv[0] + self.position.content_bias[:, None], qkv[1], qkv[2])); " + CONVOLVE), (CONTENT, "content = q @ k.transpose(2, 3)"), ("(q + self.position_bias[:, None])", "(q + self.position_bias[:, None] - self.content_bias[:, None])")]),
+    "memory ignored": ("memory", [(JOIN, "context = x")]),
+    "memory behind x": ("memory", [(JOIN, "context = x if memory is None else torch.cat((x, memory), dim=1)")]),
+    "mask forgets memory": ("memory", [(MASK, "triu(1)")]),
+    "memory answers too": ("memory", [(LAST, ""), (MASK, "triu(1)"), (RETURN, "return self.output(y.transpose(1, 2).flatten(2)[:, :queries])")]),
+    "memory cut from the gradient": ("memory", [("torch.cat((memory, x), dim=1)", "torch.cat((memory.detach(), x), dim=1)")]),
+    "memory reversed": ("memory and the", [("torch.cat((memory, x), dim=1)", "torch.cat((memory.flip(1), x), dim=1)")]),
+    "queries convolved afresh": ("memory and the kernels", [(LAST, "q = self.convolution(qkv[:, :, :, k.shape[2] - queries :])[0]")]),
+    "keys convolved afresh": ("memory and the kernels", [(LAST, LAST + "\n        k = torch.cat((k[:, :, : k.shape[2] - queries], self.convolution(qkv[:, :, :, k.shape[2] - queries :])[1]), dim=2)")]),
+    "values convolved afresh": ("memory and the kernels", [(LAST, LAST + "\n        v = torch.cat((v[:, :, : k.shape[2] - queries], self.convolution(qkv[:, :, :, k.shape[2] - queries :])[2]), dim=2)")]),
+    "distances from the beginning of x": ("memory and the distances", [("i = torch.arange(keys - queries, keys, device=q.device)", "i = torch.arange(queries, device=q.device)")]),
+    "input changed in place": ("what you are given", [(PROJECT, "x.mul_(2); x = x / 2; context = x if memory is None else torch.cat((memory, x), dim=1); " + PROJECT)]),
+    "waves left in float64": ("float32", [(".to(q)", ".double()"), ("(r @ self.projection.T)", "(r @ self.projection.T.double())")]),
+    "mask on the CPU": ("device", [("dtype=torch.bool, device=x.device", "dtype=torch.bool")]),
+    "dropout left in": ("chance", [(RETURN, "return F.dropout(self.output(y.transpose(1, 2).flatten(2)), 0.5)")]),
+    "a parameter too many": ("names and shapes", [("self.n_heads, self.d = n_heads", "self.extra = nn.Parameter(torch.zeros(3)); self.n_heads, self.d = n_heads")]),
+    "kernels for each head": ("names and shapes", [("torch.zeros(3, 1, d, taps)", "torch.zeros(3, 2, d, taps)")]),
+    "W the other way round": ("names and shapes", [("torch.randn(heads * d, waves)", "torch.randn(waves, heads * d)")]),
+    "no key bias": ("names and shapes", [("self.query, self.key = nn.Linear(d_model, d_model), nn.Linear(d_model, d_model)", "self.query, self.key = nn.Linear(d_model, d_model), nn.Linear(d_model, d_model, bias=False)")]),
+    "query and key one layer": ("names and shapes", [("        self.value, self.output =", "        self.key = self.query\n        self.value, self.output =")]),
+}  # fmt: skip
+
+BLOCK_ATTENTION = "x = x + self.attention(self.attention_norm(x), normed)"
+BLOCK_FEED_FORWARD = "return x + self.feed_forward(self.feed_forward_norm(x))"
+LOGITS = "return self.output(self.norm(x)), kept if self.memory else None"
+KEEP = "kept.append(context.detach()[:, max(context.shape[1] - self.memory, 0) :])"
+STEP = "x = block(x, past)"
+
+MODEL_FAULTS: dict[str, tuple[str, list[tuple[str, str]]]] = {
+    "no last norm": ("the embedding", [(LOGITS, "return self.output(x), kept if self.memory else None")]),
+    "output bias forgotten": ("the embedding", [(LOGITS, "return F.linear(self.norm(x), self.output.weight), kept if self.memory else None")]),
+    "weights tied": ("the embedding", [(LOGITS, "return F.linear(self.norm(x), self.embedding.weight, self.output.bias), kept if self.memory else None")]),
+    "probabilities, not logits": ("the embedding", [(LOGITS, "return self.output(self.norm(x)).softmax(-1), kept if self.memory else None")]),
+    "embedding scaled": ("the embedding", [("self.embedding(ids), []", "self.embedding(ids) * math.sqrt(self.embedding.embedding_dim), []")]),
+    "no residual around attention": ("the residual", [(BLOCK_ATTENTION, "x = self.attention(self.attention_norm(x), normed)")]),
+    "no residual around feed-forward": ("the residual", [(BLOCK_FEED_FORWARD, "return self.feed_forward(self.feed_forward_norm(x))")]),
+    "post-norm": ("the norms", [(BLOCK_ATTENTION, "x = self.attention_norm(x + self.attention(x, memory))"), (BLOCK_FEED_FORWARD, "return self.feed_forward_norm(x + self.feed_forward(x))")]),
+    "ReLU": ("the feed-forward", [(".square())", ")")]),
+    "square without ReLU": ("the feed-forward", [("F.relu(self.input(x)).square()", "self.input(x).square()")]),
+    "no norm before feed-forward": ("the norms", [(BLOCK_FEED_FORWARD, "return x + self.feed_forward(x)")]),
+    "no norm before attention": ("the norms", [(BLOCK_ATTENTION, "x = x + self.attention(x, normed)")]),
+    "attention without root": ("attention in the block", [("math.sqrt(self.d)", "1.0")]),
+    "sublayers beside each other": ("the block", [(BLOCK_ATTENTION, "y = self.attention(self.attention_norm(x), normed)"), (BLOCK_FEED_FORWARD, "return x + y + self.feed_forward(self.feed_forward_norm(x))")]),
+    "feed-forward first": ("the block", [(BLOCK_ATTENTION, "x = x + self.feed_forward(self.feed_forward_norm(x))"), (BLOCK_FEED_FORWARD, "return x + self.attention(self.attention_norm(x), normed)")]),
+    "blocks backwards": ("several blocks", [("enumerate(self.blocks)", "enumerate(reversed(self.blocks))")]),
+    "first block twice": ("several blocks", [(STEP, "x = self.blocks[0](x, past)")]),
+    "memory ignored": ("memory of one block", [(STEP, "x = block(x)")]),
+    "memory not normed": ("memory of one block", [("normed = None if memory is None else self.attention_norm(memory)", "normed = memory")]),
+    "memory keeps what leaves the block": ("memory of one block", [(f"            {KEEP}  # [b, ≤ memory, d_model]\n            {STEP}", f"            {STEP}\n            context = x\n            {KEEP}")]),
+    "memory not cut from the gradient": ("memory of one block", [("context.detach()[", "context[")]),
+    "memory keeps the segment alone": ("memory of one block", [(KEEP, "kept.append(x.detach()[:, max(x.shape[1] - self.memory, 0) :])")]),
+    "memory keeps all": ("memory of one block", [(KEEP, "kept.append(context.detach())")]),
+    "memory keeps the oldest": ("memory of one block", [(KEEP, "kept.append(context.detach()[:, : self.memory])")]),
+    "memory one short": ("memory of one block", [("context.shape[1] - self.memory, 0)", "context.shape[1] - self.memory + 1, 0)")]),
+    "first block's memory for all": ("memory of several blocks", [("memory[n]", "memory[0]")]),
+    "logits alone": ("memory of one block", [(LOGITS, "return self.output(self.norm(x))")]),
+    "no list of blocks": ("names and shapes", [("nn.ModuleList(Block(d_model, n_heads, d_ff) for _ in range(layers))", "[Block(d_model, n_heads, d_ff) for _ in range(layers)]")]),
+    "d_ff of one's own": ("names and shapes", [("Block(d_model, n_heads, d_ff) for", "Block(d_model, n_heads, 4 * d_model) for")]),
+    "batch mixed": ("the batch", [(LOGITS, "return self.output(self.norm(x - x.mean(dim=0))), kept if self.memory else None")]),
+    "looks ahead": ("attention in the block", [(MASK, "triu(k.shape[2] - queries + 2)")]),
+    "single id fails": ("the embedding", [("x, kept = self.embedding(ids), []", "x, kept = self.embedding(ids.squeeze()), []")]),
+}  # fmt: skip
+
+
+def refused(check, answer) -> str:
+    with pytest.raises(AssertionError) as caught:
+        check(answer)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_fault_is_refused_and_its_part_named(name):
+    part, changes = FAULTS[name]
+    assert refused(exercises.check_rcmha, changed(*changes)["RCMHA"]).startswith(part)
+
+
+@pytest.mark.parametrize("name", MODEL_FAULTS)
+def test_a_fault_of_the_model_is_refused_and_its_part_named(name):
+    part, changes = MODEL_FAULTS[name]
+    assert refused(exercises.check_language_model, changed(*changes)["LanguageModel"]).startswith(part)
