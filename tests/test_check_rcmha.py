@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from rcmha_lite import attention, convolution, exercises, positions
+from rcmha_lite import attention, exercises
 from rcmha_lite.config import Config
 from rcmha_lite.exercises import _manners, _stages, rcmha_in_one_file
 from rcmha_lite.exercises import language_model as model_check
@@ -23,14 +23,14 @@ from rcmha_lite.model import LanguageModel
 SOURCE = Path(rcmha_in_one_file.__file__).read_text(encoding="utf-8")
 
 
-def changed(*changes: tuple[str, str]) -> dict:
+def changed(*changes: tuple[str, str], extra: str = "") -> dict:
     """The solution's names, after these changes of its source."""
     source = SOURCE
     for old, new in changes:
         assert source.count(old) == 1, f"the solution was rewritten: {old!r} stands in it {source.count(old)} times"
         source = source.replace(old, new)
     scope = {"__name__": "a_readers_notebook"}
-    exec(compile(source, "a_readers_notebook", "exec"), scope)
+    exec(compile(source + "\n" + extra, "a_readers_notebook", "exec"), scope)
     return scope
 
 
@@ -188,3 +188,182 @@ def test_a_fault_is_refused_and_its_part_named(name):
 def test_a_fault_of_the_model_is_refused_and_its_part_named(name):
     part, changes = MODEL_FAULTS[name]
     assert refused(exercises.check_language_model, changed(*changes)["LanguageModel"]).startswith(part)
+
+
+def the_other_way(name: str) -> type[nn.Module]:
+    """The solution, written differently."""
+    changes, extra = EQUIVALENTS[name]
+    return changed(*changes, extra=extra)["RCMHA"]
+
+
+EINSUM = """
+def forward(self, x, memory=None):
+    context = x if memory is None else torch.cat([memory, x], 1)
+    h, d, queries = self.n_heads, self.d, x.shape[1]
+    parts = []
+    for n, layer in enumerate((self.query, self.key, self.value)):
+        z = torch.einsum("bcm,nm->bcn", context, layer.weight) + layer.bias
+        z = z.reshape(*z.shape[:2], h, d)
+        out = torch.zeros_like(z)
+        for back in range(self.convolution.weight.shape[-1]):
+            moved = z.roll(back, 1).clone()
+            moved[:, :back] = 0
+            out = out + moved * self.convolution.weight[n, 0, :, -1 - back]
+        parts.append(out + self.convolution.bias[n, 0])
+    q, k, v = parts
+    q = q[:, -queries:]
+    keys, p = k.shape[1], self.position.projection.shape[1]
+    i, j = torch.arange(keys - queries, keys).to(x.device), torch.arange(keys).to(x.device)
+    delta = i[:, None] - j
+    angle = delta.clamp(min=0)[..., None].double() * 10_000 ** (-torch.arange(0, p, 2).to(x.device) / p).double()
+    angle = delta.clamp(min=0)[..., None].double() * torch.exp(
+        -math.log(10_000.0) * torch.arange(0, p, 2, dtype=torch.float64, device=x.device) / p
+    )
+    r = torch.cat([angle.sin(), angle.cos()], -1).to(x.dtype)
+    w = self.position.projection.reshape(h, d, p)
+    s = torch.einsum("bihd,bjhd->bhij", q + self.position.content_bias, k)
+    s = s + torch.einsum("bihd,hdp,ijp->bhij", q + self.position.position_bias, w, r)
+    s = torch.where(delta >= 0, s * d**-0.5, torch.full_like(s, float("-inf")))
+    y = torch.einsum("bhij,bjhd->bihd", F.softmax(s, -1), v)
+    return F.linear(y.reshape(x.shape), self.output.weight, self.output.bias)
+"""
+
+LOOPS = """
+def forward(self, x, memory=None):
+    context = x if memory is None else torch.cat((memory, x), dim=1)
+    past, d = context.shape[1] - x.shape[1], self.d
+    texts = []
+    for b in range(len(x)):
+        heads = []
+        for h in range(self.n_heads):
+            at = slice(h * d, (h + 1) * d)
+            made = []
+            for n, layer in enumerate((self.query, self.key, self.value)):
+                z = context[b] @ layer.weight[at].T + layer.bias[at]
+                rows = []
+                for t in range(len(z)):
+                    row = self.convolution.bias[n, 0]
+                    for back in range(min(3, t + 1)):
+                        row = row + self.convolution.weight[n, 0, :, 2 - back] * z[t - back]
+                    rows.append(row)
+                made.append(torch.stack(rows))
+            q, k, v = made
+            w, p = self.position.projection[at], self.position.projection.shape[1]
+            omega = 10_000.0 ** (-torch.arange(0, p, 2, device=x.device).double() / p)
+            out = []
+            for i in range(past, len(k)):
+                scores = []
+                for j in range(i + 1):
+                    r = torch.cat((((i - j) * omega).sin(), ((i - j) * omega).cos())).to(x)
+                    content = (q[i] + self.position.content_bias[h]) @ k[j]
+                    scores.append((content + (q[i] + self.position.position_bias[h]) @ (w @ r)) / d**0.5)
+                out.append(torch.stack(scores).softmax(0) @ v[: i + 1])
+            heads.append(torch.stack(out))
+        texts.append(self.output(torch.cat(heads, dim=1)))
+    return torch.stack(texts)
+"""
+
+CONV1D = """
+def forward(self, qkv):
+    three, b, h, t, d = qkv.shape
+    image = qkv.permute(1, 2, 0, 4, 3).reshape(b * h, three * d, t)
+    y = F.conv1d(image, self.weight.reshape(three * d, 1, -1), self.bias.flatten(), padding=2, groups=three * d)
+    return y[..., :t].reshape(b, h, three, d, t).permute(2, 0, 1, 4, 3)
+"""
+
+UNFOLD = """
+def forward(self, qkv):
+    windows = F.pad(qkv, (0, 0, 2, 0)).unfold(3, 3, 1)
+    return (windows * self.weight[:, None, :, None]).sum(-1) + self.bias[:, None, :, None]
+"""
+
+SDPA = """
+def forward(self, x, memory=None):
+    context = x if memory is None else torch.cat((memory, x), dim=1)
+    qkv = torch.stack([layer(context) for layer in (self.query, self.key, self.value)])
+    q, k, v = self.convolution(qkv.unflatten(3, (self.n_heads, self.d)).transpose(2, 3))
+    q = q[:, :, k.shape[2] - x.shape[1] :]
+    content = (q + self.position.content_bias[:, None]) @ k.transpose(2, 3)
+    future = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=x.device).triu(k.shape[2] - q.shape[2] + 1)
+    bias = ((self.position(q, k) - content) / self.d**0.5).masked_fill(future, float("-inf"))
+    y = F.scaled_dot_product_attention(q + self.position.content_bias[:, None], k, v, bias)
+    return self.output(y.transpose(1, 2).flatten(2))
+"""
+
+FACTORS = """
+def waves(first, last, p, like):
+    angle = torch.arange(first, last, device=like.device).double()[:, None]
+    angle = angle * 10_000.0 ** (-torch.arange(0, p, 2, device=like.device).double() / p)
+    return angle.sin().to(like), angle.cos().to(like)
+
+
+def forward(self, q, k):
+    (h, d), p, keys = self.content_bias.shape, self.projection.shape[1], k.shape[2]
+    a_s, a_c = ((q + self.position_bias[:, None]) @ self.projection.view(h, d, p)).chunk(2, dim=-1)
+    sin_i, cos_i = waves(keys - q.shape[2], keys, p, q)
+    phi = torch.cat((a_c * sin_i - a_s * cos_i, a_s * sin_i + a_c * cos_i), dim=-1)
+    psi = torch.cat(waves(0, keys, p, q), dim=-1).expand(*k.shape[:2], -1, -1)
+    return torch.cat((q + self.content_bias[:, None], phi), -1) @ torch.cat((k, psi), -1).transpose(2, 3)
+"""
+
+IN_PLACE = """
+def forward(self, x, memory=None):
+    context = x.clone() if memory is None else torch.cat((memory, x), dim=1)
+    qkv = torch.stack([layer(context) for layer in (self.query, self.key, self.value)])
+    q, k, v = self.convolution(qkv.unflatten(3, (self.n_heads, self.d)).transpose(2, 3))
+    q = q[:, :, k.shape[2] - x.shape[1] :]
+    scores = self.position(q, k)
+    scores *= self.d**-0.5
+    hidden = torch.arange(k.shape[2], device=x.device) > torch.arange(k.shape[2], device=x.device)[-q.shape[2] :, None]
+    scores[..., hidden] = -float("inf")
+    scores -= scores.amax(dim=-1, keepdim=True).detach()
+    weights = scores.exp()
+    self.last_weights = weights / weights.sum(dim=-1, keepdim=True)
+    y = torch.zeros_like(x)
+    for h in range(self.n_heads):
+        y[..., h * self.d : (h + 1) * self.d] = self.last_weights[:, h] @ v[:, h]
+    return self.output(y)
+"""
+
+BY_VIEW = """
+def shifted(by_distance):
+    queries, keys = by_distance.shape[-2:]
+    flat = F.pad(by_distance.flip(-1), (1, 0)).flatten(-2)
+    return flat[..., queries:].unflatten(-1, (queries, keys))
+"""
+
+EQUIVALENTS: dict[str, tuple[list[tuple[str, str]], str]] = {
+    "as it is": ([], ""),
+    "einsum, and waves for every pair": ([], EINSUM + "RCMHA.forward = forward"),
+    "loops over texts, heads, queries and keys": ([], LOOPS + "RCMHA.forward = forward"),
+    "conv1d": ([], CONV1D + "Convolution.forward = forward"),
+    "windows": ([], UNFOLD + "Convolution.forward = forward"),
+    "scaled_dot_product_attention": ([], SDPA + "RCMHA.forward = forward"),
+    "factors, without a shift": ([], FACTORS + "Position.forward = forward"),
+    "in place, softmax by hand, weights kept": ([], IN_PLACE + "RCMHA.forward = forward"),
+    "shift by a view": ([(GATHER, "shifted(by_distance)")], BY_VIEW),
+    "a number that masks nearly": ([('float("-inf")', "-1e30")], ""),
+    "the waves as a buffer": (
+        [("# W, of every head", "\n        self.register_buffer('numbers', torch.arange(4096, dtype=torch.float64))"), ("distances = torch.arange(keys, device=q.device, dtype=torch.float64)", "distances = self.numbers[:keys].double()")],
+        "",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", EQUIVALENTS)
+def test_another_way_of_writing_it_passes(name):
+    assert exercises.check_rcmha(the_other_way(name)).startswith("Right")
+
+
+@pytest.mark.parametrize("name", EQUIVALENTS)
+def test_another_way_of_writing_its_attention_passes_in_the_model(name):
+    changes, extra = EQUIVALENTS[name]
+    assert exercises.check_language_model(changed(*changes, extra=extra)["LanguageModel"]).startswith("Right")
+
+
+def test_a_memory_may_have_any_form():
+    keep_one_tensor = changed(
+        (LOGITS, "return self.output(self.norm(x)), torch.stack(kept) if self.memory else None"),
+        ("past = None if memory is None else memory[n]", "past = None if memory is None else memory[n]"),
+    )
+    assert exercises.check_language_model(keep_one_tensor["LanguageModel"]).startswith("Right")

@@ -58,6 +58,24 @@ class _FeedForwardFirst(_Beside):
         return found
 
 
+class _MemoryAsItIs(_Beside):
+    def forward(self, context: Tensor, queries: int, cache: None = None) -> Tensor:
+        block, past = self.block, context.shape[1] - queries
+        x = context[:, past:]
+        x = x + block.attention(block.attention_norm(x), context[:, :past])
+        found: Tensor = x + block.feed_forward(block.feed_forward_norm(x))
+        return found
+
+
+def _keeping(positions: Callable[[int], int]) -> Callable[[Any], None]:
+    """A model that keeps another number of positions."""
+
+    def edit(model: Any) -> None:
+        model.config = model.config.replace(memory=positions(model.config.memory))
+
+    return edit
+
+
 def _blocks(kind: Callable[[Any], nn.Module]) -> Callable[[Any], None]:
     def edit(model: Any) -> None:
         model.blocks = nn.ModuleList(map(kind, model.blocks))
@@ -96,6 +114,7 @@ MODEL_STAGES = (
         ((8, 1, 12, 1, 0, 2, 1, 1), (16, 2, 20, 1, 0, 3, 1, 7)),
         (
             Slip("To what does a block add?", zero("embedding.weight"), "the residual stream"),
+            Slip("Is the embedding scaled?", lambda m: m.embedding.weight.mul_(m.config.d_model**0.5), "the embedding"),
             Slip(_norms, _blocks(_Norms), "the norms of a block"),
             Slip(
                 "What stands between the last block and the output layer?", lambda m: setattr(m, "norm", nn.Identity())
@@ -119,7 +138,6 @@ MODEL_STAGES = (
                 _part("feed_forward_norm", nn.Identity),
                 "the norms of a block",
             ),
-            Slip("Is the embedding scaled?", lambda m: m.embedding.weight.mul_(m.config.d_model**0.5), "the embedding"),
         ),
     ),
     Stage(
@@ -157,6 +175,13 @@ MODEL_STAGES = (
         " or after? How many positions, cut off from which gradient? And what happens to it when it is used?",
         (),
         ((16, 2, 20, 1, 4, 2, 2, 4), (8, 1, 12, 1, 1, 1, 3, 1), (16, 2, 20, 1, 6, 2, 3, 4), (16, 2, 20, 1, 3, 2, 3, 5)),
+        (
+            Slip("What happens to a memory before attention reads it?", _blocks(_MemoryAsItIs)),
+            Slip("How many positions are kept? Not all.", _keeping(lambda memory: 1000)),
+            Slip("How many positions are kept? More.", _keeping(lambda memory: max(memory - 1, 1))),
+            Slip("How many positions are kept? May they be from more than one segment?", _keeping(lambda memory: 4)),
+            Slip("Is the memory used?", _keeping(lambda memory: 0)),
+        ),
     ),
     Stage(
         "memory of several blocks",

@@ -188,7 +188,7 @@ RCMHA_STAGES = (
         "u, v and kernels are silent: what is added to q·k is q·W r. Which distance stands under which key, and which"
         " head's rows of W does a head use?",
         ("convolution", "content_bias", "position_bias"),
-        ((8, 1, 1, 1, 0), (8, 1, 2, 2, 0), (8, 1, 2, 9, 0), (16, 2, 3, 9, 0), (12, 3, 2, 5, 0)),
+        ((8, 1, 2, 9, 0), (8, 1, 1, 1, 0), (8, 1, 2, 2, 0), (16, 2, 3, 9, 0), (12, 3, 2, 5, 0)),
         (
             Slip("Is q·W r added at all?", zero(_W)),
             Slip(_order, _waves(lambda sin, cos: (cos, sin))),
