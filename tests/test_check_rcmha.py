@@ -1,19 +1,18 @@
 """The checks of a whole module: the solution passes, other ways of writing it pass, and every fault is refused by name."""
 
-import copy
-import math
 import os
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from rcmha_lite import attention, exercises
+from rcmha_lite import attention, convolution, exercises
 from rcmha_lite.config import Config
 from rcmha_lite.exercises import _manners, _stages, rcmha_in_one_file
 from rcmha_lite.exercises import language_model as model_check
@@ -215,7 +214,6 @@ def forward(self, x, memory=None):
     keys, p = k.shape[1], self.position.projection.shape[1]
     i, j = torch.arange(keys - queries, keys).to(x.device), torch.arange(keys).to(x.device)
     delta = i[:, None] - j
-    angle = delta.clamp(min=0)[..., None].double() * 10_000 ** (-torch.arange(0, p, 2).to(x.device) / p).double()
     angle = delta.clamp(min=0)[..., None].double() * torch.exp(
         -math.log(10_000.0) * torch.arange(0, p, 2, dtype=torch.float64, device=x.device) / p
     )
@@ -361,9 +359,307 @@ def test_another_way_of_writing_its_attention_passes_in_the_model(name):
     assert exercises.check_language_model(changed(*changes, extra=extra)["LanguageModel"]).startswith("Right")
 
 
+class Subclass(attention.MultiHeadAttention):
+    def __init__(self, d_model, n_heads):
+        part = attention.rcmha(d_model, n_heads)
+        super().__init__(d_model, n_heads, position=part.position, convolution=part.convolution)
+
+
+class Wrapper(nn.Module):
+    def __init__(self, d_model, n_heads):
+        super().__init__()
+        self.inner = attention.rcmha(d_model, n_heads)
+
+    def forward(self, x, memory=None):
+        return self.inner(x, memory)
+
+
+class Hidden(rcmha_in_one_file.RCMHA):
+    """Has parameters of its own, and lets a module outside the parameters do the work."""
+
+    def __init__(self, d_model, n_heads):
+        super().__init__(d_model, n_heads)
+        self.inner = [attention.rcmha(d_model, n_heads).double()]
+
+    def forward(self, x, memory=None):
+        self.inner[0].load_state_dict(self.state_dict())
+        return self.inner[0].to(x)(x, memory)
+
+
+class Borrowing(rcmha_in_one_file.RCMHA):
+    def forward(self, x, memory=None):
+        context = x if memory is None else torch.cat((memory, x), dim=1)
+        qkv = torch.cat([layer(context) for layer in (self.query, self.key, self.value)], dim=-1)
+        taps = self.convolution.weight.expand(-1, self.n_heads, -1, -1).flatten(0, 2)
+        bias = self.convolution.bias.expand(-1, self.n_heads, -1).flatten()
+        qkv = convolution.causal_depthwise_convolution(qkv, taps, bias)
+        qkv = qkv.unflatten(2, (3, self.n_heads, self.d)).permute(2, 0, 3, 1, 4)
+        q, k, v = qkv[0][:, :, k_from(context, x) :], qkv[1], qkv[2]
+        scores = self.position(q, k) / self.d**0.5
+        future = ~attention.causal_mask(q.shape[2], k.shape[2], x.device)
+        y = scores.masked_fill(future, float("-inf")).softmax(-1) @ v
+        return self.output(y.transpose(1, 2).flatten(2))
+
+
+def k_from(context, x):
+    return context.shape[1] - x.shape[1]
+
+
+@pytest.mark.parametrize(
+    ("theirs", "said"),
+    [
+        (attention.rcmha, "package's"),
+        (attention.mha, "package's"),
+        (Subclass, "package's MultiHeadAttention"),
+        (Wrapper, "package's MultiHeadAttention"),
+        (Hidden, "package's"),
+        (Borrowing, "package's causal_depthwise_convolution"),
+    ],
+)
+def test_what_is_the_package_s_is_refused(theirs, said):
+    assert said in refused(exercises.check_rcmha, theirs)
+
+
+def test_a_model_around_the_package_s_attention_is_refused():
+    scope = changed(
+        (", FeedForward(d_model, d_ff)", ", FeedForward(d_model, d_ff)  # "),
+        ("RCMHA(d_model, n_heads),", "rcmha(d_model, n_heads),"),
+    )
+    scope["rcmha"] = attention.rcmha
+    assert "package's MultiHeadAttention" in refused(exercises.check_language_model, scope["LanguageModel"])
+    assert "package's LanguageModel" in refused(
+        exercises.check_language_model,
+        lambda v, d, h, f, n, m=0: LanguageModel(
+            Config(vocabulary=v, d_model=d, n_heads=h, d_ff=f, layers=n, memory=m)
+        ),
+    )
+
+
+ONE = changed()["RCMHA"](16, 2)
+
+
+class Shared(nn.Module):
+    """All of its modules are one."""
+
+    one: ClassVar[dict[tuple[int, int], nn.Module]] = {}
+
+    def __new__(cls, *size):
+        return cls.one.setdefault(size, rcmha_in_one_file.RCMHA(*size))
+
+
+class StrangeError(Exception):
+    def __str__(self):
+        raise RuntimeError("no words")
+
+
+def raising(*_):
+    raise StrangeError
+
+
+ODD = {
+    "a module, not a class": (ONE, "give the class itself"),
+    "no class": (3, "give the class itself"),
+    "nothing": (None, "give the class itself"),
+    "no module": (lambda d, h: "RCMHA", "expected an nn.Module, found str"),
+    "nothing made": (lambda d, h: None, "returned nothing"),
+    "other arguments": (nn.Identity().forward, "It must be made with d_model 8, n_heads 1"),
+    "an error without words": (raising, "StrangeError"),
+    "shared": (Shared, "share weights"),
+    "a pair": (changed((RETURN, RETURN.replace("return ", "return None, ")))["RCMHA"], "expected a tensor, found tuple"),
+    "numbers of numpy": (changed((RETURN, RETURN + ".detach().numpy()"))["RCMHA"], "expected a tensor, found ndarray"),
+    "detached": (changed((RETURN, RETURN + ".detach()"))["RCMHA"], "no gradient reaches anything"),
+    "another shape": (changed((RETURN, RETURN + "[:, -1]"))["RCMHA"], "expected shape"),
+    "half precision": (changed((RETURN, RETURN + ".half()"))["RCMHA"], "expected outputs in torch.float64"),
+    "complex": (changed((RETURN, RETURN + ".to(torch.complex128)"))["RCMHA"], "complex"),
+    "memory is not optional": (changed(extra="f = RCMHA.forward\nRCMHA.forward = lambda self, x, memory: f(self, x, memory)")["RCMHA"], "missing 1 required"),
+    "state_dict renamed": (changed(extra="RCMHA.state_dict = lambda self: {'all': 1}")["RCMHA"], "state_dict"),
+    "parameters rewritten": (changed((LAST, LAST + "\n        self.query.weight.data.mul_(1.001)"))["RCMHA"], ""),
+    "counts its calls": (changed((LAST, LAST + "\n        self.calls = getattr(self, 'calls', 0) + 1\n        q = q * (self.calls < 2)"))["RCMHA"], ""),
+    "gradients broken by an edit": (changed((MASKED, MASKED + "\n        weights.mul_(1)"))["RCMHA"], "gradient cannot be formed"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_whatever_is_given_the_check_says_why_not(name, unchecked):
+    answer, said = ODD[name]
+    assert said in refused(exercises.check_rcmha, answer)
+
+
+def test_the_check_leaves_random_numbers_and_profiles_as_they_are():
+    torch.manual_seed(3)
+    expected = torch.rand(4)
+    torch.manual_seed(3)
+    with torch.no_grad():
+        exercises.check_rcmha(changed()["RCMHA"])
+        assert not torch.is_grad_enabled()
+    assert torch.equal(torch.rand(4), expected)
+    assert sys.getprofile() is None
+
+
+def test_a_right_class_passes_in_ten_seconds():
+    began = time.perf_counter()
+    exercises.check_rcmha(changed()["RCMHA"])
+    exercises.check_language_model(changed()["LanguageModel"])
+    assert time.perf_counter() - began < 10
+
+
 def test_a_memory_may_have_any_form():
     keep_one_tensor = changed(
         (LOGITS, "return self.output(self.norm(x)), torch.stack(kept) if self.memory else None"),
         ("past = None if memory is None else memory[n]", "past = None if memory is None else memory[n]"),
     )
     assert exercises.check_language_model(keep_one_tensor["LanguageModel"]).startswith("Right")
+
+
+# The solution itself.
+
+
+def paired(**changes: int) -> tuple[nn.Module, LanguageModel]:
+    """The solution's model as it starts, and the package's with the same weights, in float64."""
+    numbers = {"vocabulary": 13, "d_model": 24, "n_heads": 3, "d_ff": 40, "layers": 2, "memory": 6} | changes
+    yours, theirs = (
+        rcmha_in_one_file.LanguageModel(*numbers.values()).double(),
+        LanguageModel(Config(**numbers)).double(),
+    )
+    theirs.load_state_dict(yours.state_dict())
+    return yours, theirs
+
+
+def test_the_solution_stands_alone_and_is_short():
+    lines = SOURCE.splitlines()
+    assert len(lines) <= 150
+    imports = [line for line in lines if line.startswith(("import", "from"))]
+    assert {line.split()[1].split(".")[0] for line in imports} == {"math", "torch"}
+
+
+def test_the_solution_is_the_package_s_attention():
+    yours, theirs = rcmha_in_one_file.RCMHA(24, 3).double(), attention.rcmha(24, 3).double()
+    for parameter in yours.parameters():
+        nn.init.normal_(parameter, std=0.4)
+    theirs.load_state_dict(yours.state_dict())
+    for time_, past in ((1, 0), (9, 0), (1, 7), (30, 50)):
+        x, memory = (
+            exercises.random(2, time_, 24).requires_grad_(),
+            exercises.random(2, past, 24, seed=1).requires_grad_(),
+        )
+        found = [module(x, memory if past else None) for module in (yours, theirs)]
+        gradients = []
+        for y, module in zip(found, (yours, theirs), strict=True):
+            named = dict(module.named_parameters())
+            wanted = [x, *([memory] if past else []), *(named[name] for name in sorted(named))]
+            gradients.append(torch.autograd.grad(y.square().sum(), wanted))
+        torch.testing.assert_close(found[0], found[1], rtol=1e-10, atol=1e-10)
+        for a, b in zip(*gradients, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10 * float(b.abs().max().clamp(min=1)))
+
+
+def test_the_solution_starts_as_the_package_does():
+    yours, theirs = (
+        rcmha_in_one_file.LanguageModel(65, 64, 4, 256, 2),
+        LanguageModel(Config(d_model=64, n_heads=4, d_ff=256, layers=2)),
+    )
+    for name, parameter in theirs.named_parameters():
+        mine = yours.get_parameter(name)
+        if len(parameter.unique()) <= 2:
+            assert torch.equal(mine, parameter), name
+        else:
+            assert mine.std().item() == pytest.approx(parameter.std().item(), rel=0.1), name
+            assert abs(mine.mean().item()) < 0.1 * parameter.std().item() + 0.01, name
+
+
+def test_the_solution_trains_as_the_package_does():
+    """50 steps over segments with memory: the two curves are one."""
+    models = paired()
+    text = torch.randint(13, (4, 8 * 51), generator=torch.Generator().manual_seed(1)).cumsum(1) % 13
+    curves = []
+    for model in models:
+        optimizer, memory, curve = torch.optim.AdamW(model.parameters(), lr=3e-3), None, []
+        for step in range(50):
+            ids, targets = text[:, 8 * step : 8 * step + 8], text[:, 8 * step + 1 : 8 * step + 9]
+            logits, memory = model(ids, memory)
+            loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            curve.append(loss.item())
+        curves.append(curve)
+    assert curves[0] == pytest.approx(curves[1], abs=1e-9)
+    assert curves[0][-1] < curves[0][0]
+
+
+# The check, weakened: what each part of it is there for.
+
+
+def named(answer: str, fault: str, table: dict) -> bool:
+    """Whether the fault is refused and its part named."""
+    part, changes = table[fault]
+    check = exercises.check_rcmha if answer == "RCMHA" else exercises.check_language_model
+    try:
+        return not check(changed(*changes)[answer])
+    except AssertionError as error:
+        return str(error).startswith(part)
+
+
+WEAKENED = {
+    "gradients": ("W cut from the gradient", _stages.Trial, "gradients", lambda *_: ("", "")),
+    "stages with memory": ("memory ignored", attention_check, "RCMHA_STAGES", attention_check.RCMHA_STAGES[:11]),
+    "stages with kernels": (
+        "kernel bias added at every tap",
+        attention_check,
+        "RCMHA_STAGES",
+        tuple(stage for stage in attention_check.RCMHA_STAGES if "convolution" in stage.silent),
+    ),
+    "the tolerance": ("base 1000", _stages.Trial.difference, "__defaults__", (1e3,)),
+    "inputs untouched": ("input changed in place", _manners, "untouched", lambda *_: None),
+    "another device": ("mask on the CPU", _manners, "on_no_device", lambda *_: None),
+    "names": ("a parameter too many", attention_check, "require_names", lambda *_: None),
+}
+
+
+@pytest.mark.parametrize("name", WEAKENED)
+def test_weakened_the_check_does_not_name_a_fault(name, monkeypatch):
+    fault, holder, attribute, weaker = WEAKENED[name]
+    assert named("RCMHA", fault, FAULTS)
+    monkeypatch.setattr(holder, attribute, weaker)
+    assert not named("RCMHA", fault, FAULTS)
+
+
+def test_weakened_the_check_lets_the_package_s_module_pass(monkeypatch):
+    assert "package's" in refused(exercises.check_rcmha, attention.rcmha)
+    monkeypatch.setattr(attention_check, "only_the_readers", lambda *_: None)
+    assert exercises.check_rcmha(attention.rcmha).startswith("Right")
+
+
+@pytest.mark.parametrize("fault", ["memory not cut from the gradient", "memory keeps all", "memory not normed"])
+def test_without_stages_of_memory_the_model_s_faults_pass(fault, monkeypatch):
+    assert named("LanguageModel", fault, MODEL_FAULTS)
+    kept = tuple(stage for stage in model_check.MODEL_STAGES if not stage.part.startswith("memory"))
+    monkeypatch.setattr(model_check, "MODEL_STAGES", kept)
+    assert not named("LanguageModel", fault, MODEL_FAULTS)
+
+
+OPTIMISED = """
+from rcmha_lite import exercises
+assert False, "asserts are on"
+exec(open("tests/test_check_rcmha.py").read().split("def refused")[0])
+refused = 0
+for check, table, name in (
+    (exercises.check_rcmha, FAULTS, "RCMHA"),
+    (exercises.check_language_model, MODEL_FAULTS, "LanguageModel"),
+):
+    check(changed()[name])
+    for part, changes in list(table.values())[::5]:
+        try:
+            check(changed(*changes)[name])
+        except AssertionError as error:
+            refused += str(error).startswith(part)
+print(refused)
+"""
+
+
+def test_without_asserts_the_same_is_refused():
+    root = Path(__file__).parents[1]
+    command = [sys.executable, "-c", OPTIMISED]
+    environment = os.environ | {"PYTHONPATH": str(root), "PYTHONOPTIMIZE": "1"}
+    run = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)
+    assert run.stdout.split()[-1:] == [str(len([*FAULTS][::5]) + len([*MODEL_FAULTS][::5]))], run.stdout + run.stderr
