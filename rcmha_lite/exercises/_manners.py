@@ -89,7 +89,8 @@ def require_names(yours: nn.Module, shapes: Mapping[str, tuple[int, ...]], call:
     if faults:
         table = "\n".join(f"    {name:45} {list(shape)}" for name, shape in shapes.items())
         told = "\n  ".join(faults)
-        refuse(f"names and shapes: of the parameters of {call}\n  {told}\n  Wanted are:\n{table}")
+        dots = "A dot leads into a module inside: position.projection is self.position.projection."
+        refuse(f"names and shapes: of the parameters of {call}\n  {told}\n  {dots} Wanted are:\n{table}")
 
 
 def require_manners(yours: nn.Module, theirs: nn.Module, inputs: Inputs, call: Call) -> None:

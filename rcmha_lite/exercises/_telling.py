@@ -187,6 +187,8 @@ def relation(found: Tensor, expected: Tensor, *, order: bool = True) -> str:
     if equal(-expected):
         return "Every number has the wrong sign."
     factor = (found * expected).sum() / expected.square().sum()
+    if abs(factor - 1) < 1e-4 and torch.allclose(found, expected, rtol=1e-4, atol=1e-5):
+        return "So small a difference is float32's: is a number of yours made in float32?"
     if equal(factor * expected):
         return f"Every number is {shown(factor)} times what it should be."
     if not order:

@@ -5,22 +5,31 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from rcmha_lite.exercises._telling import asked, assert_same, random, telling
+from rcmha_lite.exercises._telling import asked, assert_same, assert_shape, plain, random, shown, telling
 
 
 @telling
 def check_convolution(convolve: Callable[[Tensor, Tensor], Tensor]) -> str:
     """``convolve(x, taps)``, ``[time, channels]`` and ``[channels, kernel]``, the last tap on the current row."""
-    ones, by_hand = torch.ones(4, 1, dtype=torch.float64), torch.tensor([[100.0, 10.0, 1.0]], dtype=torch.float64)
-    yours = asked(convolve, {"x": ones, "taps": by_hand})
-    what = "taps 100, 10, 1 over four ones, zeros to the left"
-    assert_same(yours, torch.tensor([[1.0], [11], [111], [111]]), what, slips=_slips(ones, by_hand))
+    digits = torch.tensor([[1.0], [2.0], [3.0], [4.0]], dtype=torch.float64)
+    by_hand = torch.tensor([[100.0, 10.0, 1.0]], dtype=torch.float64)
+    yours, expected = asked(convolve, {"x": digits, "taps": by_hand}), torch.tensor([[1.0], [12.0], [123.0], [234.0]])
+    require_rows(yours, expected, _slips(digits, by_hand))
     for time, channels, kernel in ((1, 1, 1), (5, 2, 3), (3, 4, 9)):
         x, taps = random(time, channels), random(channels, kernel, seed=1)
         expected, yours = _sum(x, taps), asked(convolve, {"x": x, "taps": taps})
         what = f"{time} rows, {channels} channels, {kernel} taps"
         assert_same(yours, expected, what, slips=_slips(x, taps))
     return "Right: each channel sees its own past, and the last tap the present."
+
+
+def require_rows(yours: Tensor, expected: Tensor, slips: dict[str, Tensor]) -> None:
+    """``assert_same`` for one channel, with all rows in view."""
+    what = "taps 100, 10, 1 over rows 1, 2, 3, 4"
+    assert_shape(yours, tuple(expected.shape), what)
+    found = plain(yours, what)
+    what = f"{what}: expected {shown(expected.flatten())}, found {shown(found.flatten())}; first"
+    assert_same(yours, expected, what, slips=slips)
 
 
 def _sum(x: Tensor, taps: Tensor, ahead: int = 0, around: bool = False) -> Tensor:
