@@ -223,7 +223,7 @@ RCMHA_STAGES = (
         "all parts together",
         "Each part alone is right: in which order do they work? What is added before, and what after the kernels?",
         (),
-        ((8, 1, 1, 1, 0), (16, 2, 3, 9, 0), (12, 3, 2, 70, 0), (24, 4, 1, 2, 0)),
+        ((8, 1, 1, 1, 0), (16, 2, 3, 9, 0), (12, 3, 1, 40, 0), (24, 4, 1, 2, 0)),
     ),
     Stage(
         "memory",
@@ -248,7 +248,7 @@ RCMHA_STAGES = (
         "all parts together, with memory",
         "Each part alone is right with memory, and all are without it.",
         (),
-        ((8, 1, 1, 1, 6), (16, 2, 3, 9, 5), (12, 3, 2, 3, 70)),
+        ((8, 1, 1, 1, 6), (16, 2, 3, 9, 5), (12, 3, 1, 3, 40)),
     ),
 )
 
