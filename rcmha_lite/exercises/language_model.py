@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rcmha_lite.config import Config
+from rcmha_lite.exercises._edits import zero
 from rcmha_lite.exercises._manners import (
     made,
     only_the_readers,
@@ -19,10 +20,7 @@ from rcmha_lite.exercises._manners import (
 )
 from rcmha_lite.exercises._stages import Inputs, Slip, Stage, compare
 from rcmha_lite.exercises._telling import asked, require, telling
-from rcmha_lite.exercises.rcmha import zero
 from rcmha_lite.model import LanguageModel
-
-# The language model. Cases: d_model, n_heads, d_ff, layers, memory, batch, segments, time.
 
 
 class _Norms(nn.Module):
@@ -104,8 +102,9 @@ def _tied(model: Any) -> None:
 
 
 _SILENT_BLOCKS = ("attention.output", "feed_forward.output")
-_norms = "Of what is the norm taken: of the stream, or of a copy that a sublayer reads?"
+_NORMS = "Of what is the norm taken: of the stream, or of a copy that a sublayer reads?"
 
+# Cases: d_model, n_heads, d_ff, layers, memory, batch, segments, time.
 MODEL_STAGES = (
     Stage(
         "the embedding, the last norm and the output layer",
@@ -115,7 +114,7 @@ MODEL_STAGES = (
         (
             Slip("To what does a block add?", zero("embedding.weight"), "the residual stream"),
             Slip("Is the embedding scaled?", lambda m: m.embedding.weight.mul_(m.config.d_model**0.5), "the embedding"),
-            Slip(_norms, _blocks(_Norms), "the norms of a block"),
+            Slip(_NORMS, _blocks(_Norms), "the norms of a block"),
             Slip(
                 "What stands between the last block and the output layer?", lambda m: setattr(m, "norm", nn.Identity())
             ),

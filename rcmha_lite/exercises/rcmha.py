@@ -1,13 +1,24 @@
 """The check of chapter 6: your own RCMHA, part by part beside the package's."""
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from rcmha_lite import attention
+from rcmha_lite.exercises._edits import (
+    base,
+    exchange,
+    flip,
+    heads_interleaved,
+    interleaved,
+    kernel,
+    later,
+    no_output_projection,
+    scale,
+    waves,
+    zero,
+)
 from rcmha_lite.exercises._manners import (
     made,
     only_the_readers,
@@ -22,87 +33,10 @@ from rcmha_lite.exercises._telling import asked, random, require, telling
 PLAIN = ("convolution", "position")
 
 
-def _scale(layer: str, factor: Callable[[Any], float]) -> Callable[[Any], None]:
-    def edit(module: Any) -> None:
-        for parameter in getattr(module, layer).parameters():
-            parameter.mul_(factor(module))
-
-    return edit
-
-
-def zero(*names: str) -> Callable[[Any], None]:
-    def edit(module: Any) -> None:
-        for name in names:
-            module.get_parameter(name).zero_()
-
-    return edit
-
-
-def _kernel(index: int, source: int | None = None) -> Callable[[Any], None]:
-    """The kernel of one projection as another's, or, without, as if there were none."""
-
-    def edit(module: Any) -> None:
-        weight, bias = module.convolution.weight, module.convolution.bias
-        if source is None:
-            weight[index], bias[index] = 0, 0
-            weight[index, ..., -1] = 1
-        else:
-            weight[index], bias[index] = weight[source].clone(), bias[source].clone()
-
-    return edit
-
-
-def _flip(module: Any) -> None:
-    module.convolution.weight.copy_(module.convolution.weight.flip(-1))
-
-
-def _heads_interleaved(module: Any) -> None:
-    weight = module.output.weight
-    weight.copy_(weight.unflatten(1, (module.n_heads, -1)).transpose(1, 2).flatten(1))
-
-
-def _waves(change: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]) -> Callable[[Any], None]:
-    """W with its columns for sines and those for cosines changed."""
-
-    def edit(module: Any) -> None:
-        sin, cos = module.position.projection.clone().chunk(2, dim=1)
-        module.position.projection.copy_(torch.cat(change(sin, cos), dim=1))
-
-    return edit
-
-
-def _interleaved(module: Any) -> None:
-    w = module.position.projection
-    w.copy_(torch.cat((w[:, ::2], w[:, 1::2]), dim=1))
-
-
-def _later(module: Any, by: int) -> None:
-    """Distances counted from ``by``."""
-    w = module.position.projection
-    p = w.shape[1]
-    angle = by * 10_000.0 ** (-torch.arange(0, p, 2, dtype=torch.float64) / p)
-    sin, cos = w.clone().chunk(2, dim=1)
-    w.copy_(torch.cat((sin * angle.cos() - cos * angle.sin(), sin * angle.sin() + cos * angle.cos()), dim=1))
-
-
-def _base(module: Any, base: float) -> None:
-    module.position.table.base = base
-
-
-def _exchange(first: str, second: str) -> Callable[[Any], None]:
-    def edit(module: Any) -> None:
-        a, b = module.get_parameter(first), module.get_parameter(second)
-        kept = a.clone()
-        a.copy_(b)
-        b.copy_(kept)
-
-    return edit
-
-
 _U, _V, _W = "position.content_bias", "position.position_bias", "position.projection"
-_root = "By what are the scores divided, and why by that?"
-_places = "Where do u and v stand in the four terms? Which of them meets the keys, which the waves?"
-_order = "In which order do the waves stand, and which column of W meets which?"
+_ROOT = "By what are the scores divided, and why by that?"
+_PLACES = "Where do u and v stand in the four terms? Which of them meets the keys, which the waves?"
+_ORDER = "In which order do the waves stand, and which column of W meets which?"
 
 # Cases: d_model, n_heads, batch, time, past.
 RCMHA_STAGES = (
@@ -120,7 +54,7 @@ RCMHA_STAGES = (
             ),
             Slip("Has every projection its bias?", zero("output.bias")),
             Slip("Has every projection its bias?", zero("value.bias")),
-            Slip("Does the last projection come at the end?", lambda m: m.output.load_state_dict(_identity(m))),
+            Slip("Does the last projection come at the end?", no_output_projection),
         ),
         of_one_position=True,
     ),
@@ -137,9 +71,9 @@ RCMHA_STAGES = (
         PLAIN,
         ((8, 1, 2, 2, 0), (8, 1, 3, 9, 0)),
         (
-            Slip(_root, _scale("query", lambda m: m.d_head**0.5)),
-            Slip(_root, _scale("query", lambda m: m.d_head**-0.5)),
-            Slip("Which side asks, and which is asked?", _exchange("query.weight", "key.weight")),
+            Slip(_ROOT, scale("query", lambda m: m.d_head**0.5)),
+            Slip(_ROOT, scale("query", lambda m: m.d_head**-0.5)),
+            Slip("Which side asks, and which is asked?", exchange("query.weight", "key.weight")),
         ),
     ),
     Stage(
@@ -148,8 +82,8 @@ RCMHA_STAGES = (
         PLAIN,
         ((12, 3, 1, 2, 0), (16, 2, 3, 9, 0), (8, 8, 2, 5, 0)),
         (
-            Slip(f"{_root} How wide is what is multiplied?", _scale("query", lambda m: m.n_heads**-0.5)),
-            Slip("In which order are the heads' outputs laid side by side?", _heads_interleaved),
+            Slip(f"{_ROOT} How wide is what is multiplied?", scale("query", lambda m: m.n_heads**-0.5)),
+            Slip("In which order are the heads' outputs laid side by side?", heads_interleaved),
         ),
     ),
     Stage(
@@ -158,10 +92,10 @@ RCMHA_STAGES = (
         ("query", "key", "convolution.bias", "position"),
         ((8, 1, 2, 1, 0), (8, 1, 2, 9, 0), (16, 2, 3, 9, 0)),
         (
-            Slip("Which tap belongs to the present?", _flip),
-            Slip("Are the values convolved?", _kernel(2)),
-            Slip("Which of the three kernels belongs to the values?", _kernel(2, 0)),
-            Slip("Which of the three kernels belongs to the values?", _kernel(2, 1)),
+            Slip("Which tap belongs to the present?", flip),
+            Slip("Are the values convolved?", kernel(2)),
+            Slip("Which of the three kernels belongs to the values?", kernel(2, 0)),
+            Slip("Which of the three kernels belongs to the values?", kernel(2, 1)),
         ),
     ),
     Stage(
@@ -170,10 +104,10 @@ RCMHA_STAGES = (
         ("convolution.bias", "position"),
         ((16, 2, 3, 9, 0), (12, 3, 1, 3, 0)),
         (
-            Slip("Are the queries convolved?", _kernel(0)),
-            Slip("Are the keys convolved?", _kernel(1)),
-            Slip("Which of the three kernels belongs to the queries?", _kernel(0, 2)),
-            Slip("Which of the three kernels belongs to the keys?", _kernel(1, 2)),
+            Slip("Are the queries convolved?", kernel(0)),
+            Slip("Are the keys convolved?", kernel(1)),
+            Slip("Which of the three kernels belongs to the queries?", kernel(0, 2)),
+            Slip("Which of the three kernels belongs to the keys?", kernel(1, 2)),
         ),
     ),
     Stage(
@@ -191,14 +125,14 @@ RCMHA_STAGES = (
         ((8, 1, 2, 9, 0), (8, 1, 1, 1, 0), (8, 1, 2, 2, 0), (16, 2, 3, 9, 0), (12, 3, 2, 5, 0)),
         (
             Slip("Is q·W r added at all?", zero(_W)),
-            Slip(_order, _waves(lambda sin, cos: (cos, sin))),
-            Slip(_order, _interleaved),
-            Slip("Is the distance i − j or j − i?", _waves(lambda sin, cos: (-sin, cos))),
-            Slip("Which distance has a query from itself?", partial(_later, by=1)),
-            Slip("Which distance has a query from itself?", partial(_later, by=-1)),
-            Slip("How long are the waves? Look at the base.", partial(_base, base=1000.0)),
-            Slip("What is divided by the root: one term, or the sum?", _scale("position", lambda m: m.d_head**0.5)),
-            Slip("What is divided by the root, and how often?", _scale("position", lambda m: m.d_head**-0.5)),
+            Slip(_ORDER, waves(lambda sin, cos: (cos, sin))),
+            Slip(_ORDER, interleaved),
+            Slip("Is the distance i − j or j − i?", waves(lambda sin, cos: (-sin, cos))),
+            Slip("Which distance has a query from itself?", later(1)),
+            Slip("Which distance has a query from itself?", later(-1)),
+            Slip("How long are the waves? Look at the base.", base(1000.0)),
+            Slip("What is divided by the root: one term, or the sum?", scale("position", lambda m: m.d_head**0.5)),
+            Slip("What is divided by the root, and how often?", scale("position", lambda m: m.d_head**-0.5)),
             Slip(
                 "Which rows of W belong to which head?",
                 lambda m: m.position.projection.copy_(m.position.projection.roll(m.d_head, 0)),
@@ -207,17 +141,17 @@ RCMHA_STAGES = (
     ),
     Stage(
         "v",
-        f"q·W r is right, with v it is not. {_places}",
+        f"q·W r is right, with v it is not. {_PLACES}",
         ("convolution", "content_bias"),
         ((8, 1, 2, 5, 0), (16, 2, 3, 9, 0)),
-        (Slip("Is there a v·W r?", zero(_V)), Slip(_places, _exchange(_U, _V), part="u and v")),
+        (Slip("Is there a v·W r?", zero(_V)), Slip(_PLACES, exchange(_U, _V), part="u and v")),
     ),
     Stage(
         "u",
-        f"q·W r is right, with u it is not. {_places}",
+        f"q·W r is right, with u it is not. {_PLACES}",
         ("convolution", "position_bias"),
         ((8, 1, 2, 5, 0), (16, 2, 3, 9, 0)),
-        (Slip("Is there a u·k?", zero(_U)), Slip(_places, _exchange(_U, _V), part="u and v")),
+        (Slip("Is there a u·k?", zero(_U)), Slip(_PLACES, exchange(_U, _V), part="u and v")),
     ),
     Stage(
         "all parts together",
@@ -251,11 +185,6 @@ RCMHA_STAGES = (
         ((8, 1, 1, 1, 6), (16, 2, 3, 9, 5), (12, 3, 1, 3, 40)),
     ),
 )
-
-
-def _identity(module: Any) -> dict[str, Tensor]:
-    width = module.d_model
-    return {"weight": torch.eye(width, dtype=torch.float64), "bias": torch.zeros(width, dtype=torch.float64)}
 
 
 @telling
