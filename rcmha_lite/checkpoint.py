@@ -30,13 +30,14 @@ class CheckpointError(RuntimeError):
 class Progress(NamedTuple):
     """What a run has done: optimiser steps, seconds of training, its learning curve (a dict a validation), and the
     sums of loss, accuracy and steps since the curve's last point. ``origins``: the manifest of each program, machine
-    and text that had a part in it, the first one first."""
+    and text that had a part in it, the first one first. ``scaler``: of the loss in float16."""
 
     step: int = 0
     seconds: float = 0.0
     curve: tuple[dict[str, float], ...] = ()
     since: tuple[float, ...] = (0.0, 0.0, 0.0)
     origins: tuple[dict[str, Any], ...] = ()
+    scaler: dict[str, float] = {}  # noqa: RUF012
 
 
 @contextmanager
@@ -165,8 +166,9 @@ def _restore(
     device = next(model.parameters()).device
     memory = Memory(tensors["memory"].to(device).unbind(), state["seen"]) if "memory" in tensors else None
     progress = Progress(
-        state["step"], state["seconds"], tuple(state["curve"]), tuple(state["since"]), tuple(state.get("origins", ()))
-    )
+        state["step"], state["seconds"], tuple(state["curve"]), tuple(state["since"]), tuple(state.get("origins", ())),
+        state.get("scaler", {}),
+    )  # fmt: skip
     return memory, progress
 
 
@@ -184,7 +186,9 @@ def _require_same(theirs: Config, ours: Config, folder: Path) -> None:
     differences = [
         f"{name} {getattr(theirs, name)} there, {getattr(ours, name)} here"
         for name in vars(ours)
-        if getattr(theirs, name) != getattr(ours, name) and name not in MAY_CHANGE
+        if getattr(theirs, name) != getattr(ours, name)
+        and name not in MAY_CHANGE
+        and not (name == "precision" and "auto" in (theirs.precision, ours.precision))  # which no machine is bound to
     ]
     if differences:
         raise CheckpointError(
