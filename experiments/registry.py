@@ -299,7 +299,9 @@ def speed() -> Iterator[Run]:
 
 def capstone() -> Iterator[Run]:
     """The ``gpu`` preset where there is no GPU: on a CPU, where a step takes ten seconds, in fewer steps."""
-    config = PRESETS["gpu"].replace(device="cpu", compile=False, steps=600, eval_every=100, checkpoint_every=25)
+    config = PRESETS["gpu"].replace(
+        device="cpu", precision="bfloat16", compile=False, steps=600, eval_every=100, checkpoint_every=25
+    )
     yield Run("capstone", "gpu-preset-600-steps", config, ("unseen", "lengths"))
 
 

@@ -1,7 +1,7 @@
 """Multi-head attention, and the four cells of one grid: position × convolution."""
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -67,7 +67,8 @@ def fused_attention(
 
     PyTorch's fused kernels, which ``torch.func`` cannot transform, never store the weights, except on a CPU where a bias
     wants a gradient, as a learned table's does in training; a bias is itself an array of heads × queries × keys. They
-    want values as wide as the queries, so narrower values are padded with zeros and the padding cut off. In bfloat16 on
+    want values as wide as the queries, so narrower values are padded with zeros and the padding cut off; on a GPU, where
+    they refuse or copy what is not aligned, all widths become multiples of 8, and the mask's rows of 16. In bfloat16 on
     a CPU they pay only for long texts; up to 512 keys, one matrix product that starts from the mask is taken instead.
     """
     queries, keys, width, d_head = q.shape[2], k.shape[2], q.shape[3], v.shape[3]
@@ -86,8 +87,19 @@ def fused_attention(
         mask = (bias * scale).masked_fill(~causal_mask(queries, keys, q.device), float("-inf")).to(q.dtype)
     elif not square:
         mask = causal_mask(queries, keys, q.device)
+    if q.device.type != "cpu":
+        q, k, width = F.pad(q, (0, -width % 8)), F.pad(k, (0, -width % 8)), width + -width % 8
+        mask = None if mask is None else aligned(mask, q.dtype)
     v = F.pad(v, (0, width - d_head))
     return F.scaled_dot_product_attention(q, k, v, mask, is_causal=square, scale=scale)[..., :d_head]
+
+
+def aligned(mask: Shaped[Tensor, "*batch query key"], dtype: torch.dtype) -> Float[Tensor, "*batch query key"]:
+    """A mask as the memory-efficient kernel reads it without a copy: numbers to add, in rows of a multiple of 16."""
+    if mask.dtype == torch.bool:
+        mask = torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, float("-inf"))
+    keys = mask.shape[-1]
+    return F.pad(mask, (0, -keys % 16))[..., :keys]
 
 
 class MultiHeadAttention(nn.Module):

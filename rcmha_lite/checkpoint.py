@@ -31,7 +31,7 @@ class Progress(NamedTuple):
     """What a run has done: optimiser steps, seconds of training, its learning curve (a dict a validation), and the
     sums of loss, accuracy and steps since the curve's last point. ``origins``: the manifest of each program, machine
     and text that had a part in it, the first one first. ``more``: the steps of each part after the configuration's
-    own, and ``earlier`` the results before each."""
+    own, and ``earlier`` the results before each. ``scaler``: of the loss in float16."""
 
     step: int = 0
     seconds: float = 0.0
@@ -40,6 +40,7 @@ class Progress(NamedTuple):
     origins: tuple[dict[str, Any], ...] = ()
     more: tuple[int, ...] = ()
     earlier: tuple[dict[str, Any], ...] = ()
+    scaler: dict[str, float] = {}  # noqa: RUF012
 
 
 @contextmanager
@@ -165,7 +166,8 @@ def _restore(
     device = next(model.parameters()).device
     memory = Memory(tensors["memory"].to(device).unbind(), state["seen"]) if "memory" in tensors else None
     later = {name: tuple(state.get(name, ())) for name in ("origins", "more", "earlier")}
-    return memory, Progress(state["step"], state["seconds"], tuple(state["curve"]), tuple(state["since"]), **later)
+    curve, since = tuple(state["curve"]), tuple(state["since"])
+    return memory, Progress(state["step"], state["seconds"], curve, since, scaler=state.get("scaler", {}), **later)
 
 
 def load_results(folder: Path) -> dict[str, Any]:
@@ -182,7 +184,9 @@ def _require_same(theirs: Config, ours: Config, folder: Path) -> None:
     differences = [
         f"{name} {getattr(theirs, name)} there, {getattr(ours, name)} here"
         for name in vars(ours)
-        if getattr(theirs, name) != getattr(ours, name) and name not in MAY_CHANGE
+        if getattr(theirs, name) != getattr(ours, name)
+        and name not in MAY_CHANGE
+        and not (name == "precision" and "auto" in (theirs.precision, ours.precision))  # which no machine is bound to
     ]
     if differences:
         other = f"{folder} holds a run of another configuration ({'; '.join(differences)})"

@@ -13,6 +13,7 @@ Activation = Literal["relu", "relu2", "gelu"]
 Projections = Literal["q", "k", "v", "qk", "qv", "kv", "qkv"]
 KernelInit = Literal["identity", "primer", "pytorch"]
 LayerInit = Literal["scaled", "public-code"]
+Precision = Literal["auto", "float32", "bfloat16", "float16"]
 
 
 def choice(
@@ -72,8 +73,11 @@ class Config:
     warmup: int = choice(20, "steps of linear warm-up", 0)
     decay: float = choice(0.7, "last share of the steps, over which the linear schedule falls", 0)
     clip: float = choice(1.0, "largest gradient norm; 0 does not clip", 0)
-    precision: Literal["auto", "float32", "bfloat16"] = choice("auto", "auto: bfloat16 where hardware has it")
-    compile: bool = choice(False, "torch.compile the model")
+    precision: Precision = choice(
+        "auto",
+        "auto: bfloat16 where hardware has it, else float16 where a GPU has that (the loss is scaled), else float32",
+    )
+    compile: bool = choice(False, "torch.compile the model, where there is a compiler for the device")
     device: Literal["auto", "cpu"] = choice("auto", "auto: a GPU where there is one")
     seed: int = choice(0, "of initial weights, windows and dropout", 0, 2**40)
     window: int = choice(256, "characters in an evaluation window", 1)
@@ -178,7 +182,7 @@ PRESETS: dict[str, Config] = {
     ),
     "gpu": Config(
         layers=6, d_model=384, n_heads=6, d_ff=1536, d_position=64, context=256, batch=64, dropout=0.3,
-        steps=2500, precision="bfloat16", compile=True,
+        steps=2500, compile=True,
     ),
 }  # fmt: skip
 """tiny: seconds, for tests · laptop: about ten minutes of two CPU cores · paper: the public code's settings · gpu."""

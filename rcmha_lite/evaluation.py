@@ -59,21 +59,26 @@ def evaluate(
         spans.append((start, stop - start, done - start))
         done = stop
     training, device = model.training, model.device
-    loss, right = 0.0, 0
+    inputs, targets = inputs.to(device), targets.to(device)
+    losses: list[Tensor] = []
+    rights: list[Tensor] = []
     model.eval()
     try:
         for (length, skip), group in groupby(spans, key=lambda span: span[1:]):
-            starts = torch.tensor([start for start, *_ in group])
+            starts = torch.tensor([start for start, *_ in group], device=device)
             for some in starts.split(batch):
-                at = some[:, None] + torch.arange(length)
-                logits = read_window(model, inputs[at].to(device))[:, skip:].flatten(0, 1).float()
-                wanted = targets[at[:, skip:]].flatten().to(device)
-                loss += F.cross_entropy(logits, wanted, reduction="sum").item()
-                right += int((logits.argmax(dim=-1) == wanted).sum())
+                at = some[:, None] + torch.arange(length, device=device)
+                logits = read_window(model, inputs[at])[:, skip:].flatten(0, 1).float()
+                wanted = targets[at[:, skip:]].flatten()
+                losses.append(F.cross_entropy(logits, wanted, reduction="sum"))
+                rights.append((logits.argmax(dim=-1) == wanted).sum())
                 if between is not None:
                     between()
     finally:
         model.train(training)
+    loss, right = 0.0, sum(torch.stack(rights).tolist())
+    for part in torch.stack(losses).tolist():  # sum() rounds otherwise from Python 3.12 on
+        loss += part
     if not math.isfinite(loss):
         raise ValueError(f"the validation loss is {loss}: the model diverged in training; give a lower learning rate")
     return Evaluation(loss / len(inputs), right / len(inputs), len(inputs))

@@ -6,7 +6,8 @@ import torch
 from accelerate import PartialState
 
 from rcmha_lite.config import Config
-from rcmha_lite.manifest import bfloat16_is_fast
+from rcmha_lite.manifest import compiler_is_there
+from rcmha_lite.precision import NAMES, precision_for
 
 
 def on_cpu(config: Config) -> bool:
@@ -21,11 +22,6 @@ def device_of(config: Config) -> torch.device:
     return device
 
 
-def uses_bfloat16(config: Config, device: torch.device) -> bool:
-    """Whether matrices are multiplied in bfloat16: where asked for, and with ``auto`` where the hardware does it."""
-    return config.precision == "bfloat16" or (config.precision == "auto" and bfloat16_is_fast(device))
-
-
 def kernels(config: Config, device: torch.device) -> str:
     """How ``attention.fused_attention`` computes a training step: in words, for a reader."""
     if config.context <= 4:
@@ -33,7 +29,12 @@ def kernels(config: Config, device: torch.device) -> str:
     if device.type == "cpu" and config.position == "relative-learned":
         return "attention not fused (a learned table wants its gradient)"
     plain = config.position not in ("relative-learned", "alibi")
-    if device.type == "cpu" and plain and uses_bfloat16(config, device) and config.context + config.memory <= 512:
+    if (
+        device.type == "cpu"
+        and plain
+        and precision_for(config.precision, device) == "bf16"
+        and config.context + config.memory <= 512
+    ):
         return "attention as one matrix product (bfloat16, 512 keys or fewer)"
     return "fused attention"
 
@@ -41,5 +42,7 @@ def kernels(config: Config, device: torch.device) -> str:
 def describe(config: Config) -> str:
     """Device, precision, kernels and compiler of a run of ``config`` here."""
     device = device_of(config)
-    precision = "bfloat16" if uses_bfloat16(config, device) else "float32"
-    return f"{device}, {precision}, {kernels(config, device)}, {'compiled' if config.compile else 'not compiled'}"
+    found = precision_for(config.precision, device)
+    precision = next(name for name, theirs in NAMES.items() if theirs == found)
+    compiled = "compiled" if config.compile and compiler_is_there(device) else "not compiled"
+    return f"{device}, {precision}, {kernels(config, device)}, {compiled}"

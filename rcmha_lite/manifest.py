@@ -42,6 +42,18 @@ def bfloat16_is_fast(device: torch.device) -> bool:
     )
 
 
+def float16_is_fast(device: torch.device) -> bool:
+    """Whether the hardware multiplies matrices faster in float16 than in float32: CUDA from Volta on, and Apple's GPUs."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (7, 0)
+    return device.type == "mps"
+
+
+def compiler_is_there(device: torch.device) -> bool:
+    """Whether ``torch.compile`` is made for the device: CPUs, and CUDA from Volta on, as Triton is; not Apple's GPUs."""
+    return float16_is_fast(device) if device.type == "cuda" else device.type == "cpu"
+
+
 def _commit() -> str | None:
     def git(*arguments: str) -> str:
         folder = Path(__file__).parent

@@ -59,6 +59,22 @@ class Memory(NamedTuple):
     seen: int
 
 
+def random_words(n: int) -> Int[Tensor, " {n}"]:
+    """64 random bits in each of ``n`` numbers, on the CPU, from PyTorch's generator."""
+    return torch.empty(n, dtype=torch.int64).random_(-(2**63), None)
+
+
+@torch.library.custom_op("rcmha_lite::random_words", mutates_args=())
+def _random_words(like: Tensor, n: int) -> Tensor:
+    """``random_words`` for the compiler, which would leave its graph for ``random_``: with the same bits."""
+    return random_words(n)
+
+
+@_random_words.register_fake
+def _(like: Tensor, n: int) -> Tensor:
+    return torch.empty(n, dtype=torch.int64)
+
+
 class Dropout(nn.Module):
     """Zero each element with probability ``p`` in training, and divide the rest by what is left of 1.
 
@@ -80,7 +96,8 @@ class Dropout(nn.Module):
         if x.device.type != "cpu" or transforms_are_active():
             return F.dropout(x, self.p)
         dropped = min(max(round(self.p * 256), 1), 255)
-        words = torch.empty(-(-x.numel() // 8), dtype=torch.int64).random_(-(2**63), None)
+        n = -(-x.numel() // 8)
+        words = _random_words(x, n) if torch.compiler.is_compiling() else random_words(n)
         keep = words.view(torch.uint8)[: x.numel()].view(x.shape) >= dropped
         return x * keep.to(x.dtype).mul_(256 / (256 - dropped))
 

@@ -43,8 +43,8 @@ class SinusoidTable:
         return self.kept[at : at + time]
 
     def _made(self, like: Tensor, start: int, time: int) -> Tensor:
-        positions = torch.arange(start, start + time, device=like.device)
-        return sinusoids(positions, self.d, self.base).to(like)
+        device = "cpu" if like.device.type == "mps" else like.device  # which has no float64
+        return sinusoids(torch.arange(start, start + time, device=device), self.d, self.base).to(like)
 
 
 class AbsolutePosition(nn.Module):

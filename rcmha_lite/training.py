@@ -3,7 +3,6 @@
 import dataclasses
 import hashlib
 import json
-import math
 import os
 import shutil
 import time
@@ -30,12 +29,18 @@ from rcmha_lite.data import (
     split,
 )
 from rcmha_lite.evaluation import evaluate
-from rcmha_lite.here import device_of, on_cpu, uses_bfloat16
-from rcmha_lite.manifest import manifest
+from rcmha_lite.here import device_of, on_cpu
+from rcmha_lite.manifest import compiler_is_there, manifest
 from rcmha_lite.model import LanguageModel, Memory
+from rcmha_lite.precision import LossScaler, precision_for
 from rcmha_lite.stopping import Interrupted as Interrupted
 from rcmha_lite.stopping import Stop, progress_bar, stop_requested
 from rcmha_lite.texts import OwnText, save_tokenizer
+
+LOOK_SECONDS = 0.5
+LOOK_STEPS = 10
+"""A run looks at its device, and so waits for it, before each validation, checkpoint and stop, and between them for the
+progress bar: one process after so many seconds, several after so many steps, the same in each."""
 
 
 def build_optimizers(model: LanguageModel, config: Config) -> list[torch.optim.Optimizer]:
@@ -88,8 +93,9 @@ class Trainer:
     def __init__(self, config: Config, out: Path, text: str | OwnText) -> None:
         AcceleratorState._reset_state(reset_partial_state=True)  # a process may train more than once
         device = device_of(config)
+        self.precision, compiled = precision_for(config.precision, device), config.compile and compiler_is_there(device)
         self.accelerator = Accelerator(
-            mixed_precision="bf16" if uses_bfloat16(config, device) else "no",
+            mixed_precision="bf16" if self.precision == "bf16" else "no",  # float16 is LossScaler's
             cpu=on_cpu(config),
             gradient_accumulation_plugin=GradientAccumulationPlugin(config.accumulate),  # no variable overrides it
         )
@@ -110,7 +116,8 @@ class Trainer:
         self.optimizers = build_optimizers(self.model, config)
         self.rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in self.optimizers]
         self.runner, *self.prepared = self.accelerator.prepare(self.model, *self.optimizers)
-        if config.compile:
+        self.scaler = LossScaler(self.precision, device, self.prepared)
+        if compiled:
             self.runner = torch.compile(self.runner)
         self.memory: Memory | None = None
         self.batch(0)  # a text that is too short says so before anything is written
@@ -119,15 +126,21 @@ class Trainer:
         memory, progress = checkpoint.load_training(out, self.model, self.optimizers)
         self.memory = memory and Memory(tuple(h[self.share] for h in memory.hidden), memory.seen)
         self.done, self.seconds, self.curve = progress.step, progress.seconds, list(progress.curve)
-        self.since = torch.tensor(progress.since)  # sums of loss, accuracy and steps
         self.more, self.earlier = progress.more, progress.earlier
+        self.scaler.load(progress.scaler)
+        self.last = torch.zeros(2, device=device)  # loss and accuracy of the last step, over all processes
+        self.since = torch.tensor(progress.since, device=device)  # their sums, and the steps
+        self.failed = torch.zeros(2, device=device)  # the first step whose loss was no number, and that loss
+        self.asked, self.stopping = torch.zeros((), device=device), False  # by any process; and all know it
+        self.looked, self.clock = self.done, time.perf_counter()
         origin = manifest() | {
             "data_sha256": hashlib.sha256(text.encode()).hexdigest(),
             "device": str(self.accelerator.device),
-            "precision": self.accelerator.mixed_precision,
+            "precision": self.precision,
             "processes": self.world,
             **({"characters": tokenizer.characters} if self.own else {}),
             **{name: getattr(config, name) for name in checkpoint.MAY_CHANGE if name != "device"},
+            "compile": compiled,
         }
         texts = {(o["data_sha256"], o.get("characters", SHAKESPEARE_CHARACTERS)) for o in (*progress.origins, origin)}
         if len(texts) > 1:
@@ -188,7 +201,12 @@ class Trainer:
             self.memory = None if first else self.memory
         else:
             inputs, targets = random_windows(self.train_ids, **shape, seed=config.seed, step=step)
-        return inputs[self.share].to(self.accelerator.device), targets[self.share].to(self.accelerator.device)
+        return self.sent(inputs[self.share]), self.sent(targets[self.share])
+
+    def sent(self, ids: Tensor) -> Tensor:
+        """Ids on the device, without waiting for it."""
+        device = self.accelerator.device
+        return ids.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else ids.to(device)
 
     def step(self, step: int) -> Tensor:
         """One optimiser step; this process's [loss, accuracy]."""
@@ -203,13 +221,16 @@ class Trainer:
         parts = self.config.accumulate
         for x, y in zip(*(ids.chunk(parts) for ids in self.batch(step)), strict=True):
             with self.accelerator.accumulate(self.runner):
-                logits, self.memory = self.runner(x, self.memory)
+                with self.scaler.half():
+                    logits, self.memory = self.runner(x, self.memory)
                 loss, accuracy = loss_and_accuracy(logits, y)
-                self.accelerator.backward(loss)
-                if self.accelerator.sync_gradients and self.config.clip:
-                    self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.clip)
+                self.accelerator.backward(self.scaler.scale(loss))
+                if self.accelerator.sync_gradients:
+                    self.scaler.unscale()
+                    if self.config.clip:
+                        self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.clip)
+                    self.scaler.step()
                 for optimizer in self.prepared:
-                    optimizer.step()
                     optimizer.zero_grad()
             total += torch.stack((loss.detach(), accuracy)) / parts
         return total
@@ -222,64 +243,95 @@ class Trainer:
                 shutil.rmtree(left_over, ignore_errors=True)
             progress = Progress(
                 self.done, self.seconds, tuple(self.curve), tuple(self.since.tolist()), tuple(self.origins),
-                self.more, self.earlier,
+                self.more, self.earlier, self.scaler.state(),
             )  # fmt: skip
             save_tokenizer(self.out, self.own)
             checkpoint.save_weights(self.out, self.model)  # first: a finished checkpoint has its weights
             checkpoint.save_training(self.out, self.model, self.optimizers, memory, progress)
 
     def run(self, show: bool) -> None:
-        """The steps that are left. Interrupted, after a checkpoint, once ``stop`` was requested."""
-        config, device = self.config, self.accelerator.device
-        characters = config.batch * config.context
+        """The steps that are left. Interrupted, after a checkpoint, once ``stop`` was requested.
+
+        The device is given its work without being waited for; ``look`` alone, and what follows it, needs its numbers.
+        """
         with progress_bar(self.steps, self.done, show and self.accelerator.is_main_process) as bar:
             if self.validation_is_due() and (not self.curve or self.curve[-1]["step"] != self.done):
                 self.finish_step()  # stopped in its validation
+            self.looked, self.clock = self.done, time.perf_counter()
             for step in range(self.done, self.steps):
-                began = time.perf_counter()
-                stopping = torch.tensor([float(self.stop.requested)], device=device)
-                sums = torch.cat((self.step(step), torch.ones(1, device=device), stopping))
-                sums = (self.accelerator.reduce(sums, "sum") / self.world).cpu()
-                self.since, self.done = self.since + sums[:3], step + 1
-                speed = characters / (time.perf_counter() - began)
-                loss, accuracy = sums[:2].tolist()
-                if not math.isfinite(loss):
-                    raise ValueError(f"the loss is {loss} at step {self.done}: give a lower learning_rate or muon_rate")
-                self.seconds += time.perf_counter() - began
-                self.stop.requested |= bool(sums[3] > 0)  # in any of the processes
-                self.finish_step()
-                shown = {"loss": f"{loss:.3f}", "accuracy": f"{accuracy:.3f}", "characters/s": f"{speed:,.0f}"}
+                self.advance(step)
+                finishing = self.validation_is_due() or self.checkpoint_is_due()
+                if not finishing and not self.look_is_due():
+                    continue
+                shown = self.look()
+                if finishing or self.stopping:
+                    self.finish_step()
+                    self.clock = time.perf_counter()
                 bar.set_postfix(shown, refresh=False)
-                bar.update()
+                bar.update(self.done - bar.n)
+
+    def advance(self, step: int) -> None:
+        """One step, and its part in the sums, which stay on the device."""
+        found = self.step(step)
+        if self.world > 1:
+            asked = torch.full((1,), float(self.stop.requested), device=found.device)
+            found = self.accelerator.reduce(torch.cat((found, asked)), "sum") / self.world
+            found, self.asked = found[:2], found[2]
+        self.last, self.done = found, step + 1
+        self.since = self.since + torch.cat((found, torch.ones_like(found[:1])))
+        now = torch.stack((torch.full_like(found[0], self.done), found[0]))
+        self.failed = torch.where((self.failed[0] == 0) & ~found[0].isfinite(), now, self.failed)
+
+    def look_is_due(self) -> bool:
+        """Whether to wait for the device: for the bar, for a loss that is no number, for a stop."""
+        if self.world == 1:
+            return self.stop.requested or time.perf_counter() - self.clock >= LOOK_SECONDS
+        return self.accelerator.device.type == "cpu" or self.done % LOOK_STEPS == 0
+
+    def look(self) -> dict[str, str]:
+        """Wait for the device: what the bar shows. ValueError if a loss since the last look was not a number."""
+        loss, accuracy, asked, failed, what = torch.cat((self.last, self.asked[None], self.failed)).tolist()
+        now, steps = time.perf_counter(), self.done - self.looked
+        speed = steps * self.config.batch * self.config.context / (now - self.clock)
+        self.seconds, self.looked, self.clock = self.seconds + now - self.clock, self.done, now
+        if failed:
+            raise ValueError(f"the loss is {what} at step {failed:.0f}: give a lower learning_rate or muon_rate")
+        self.stopping = bool(asked) if self.world > 1 else self.stop.requested  # the same in all processes
+        return {"loss": f"{loss:.3f}", "accuracy": f"{accuracy:.3f}", "characters/s": f"{speed:,.0f}"}
 
     def validation_is_due(self) -> bool:
         """Whether the learning curve has a point after the last step."""
         every = self.config.eval_every
         return bool(self.done) and (self.done == self.steps or bool(every and self.done % every == 0))
 
+    def checkpoint_is_due(self) -> bool:
+        """Whether a checkpoint follows the last step, a stop aside."""
+        return self.done % self.config.checkpoint_every == 0 or self.done == self.steps
+
     def finish_step(self) -> None:
         """What follows a step: a validation and a checkpoint where they are due. Interrupted, after a checkpoint, if
-        ``stop`` was requested; a validation that is cut short is made again."""
+        a stop was requested; a validation that is cut short is made again."""
         try:
             if self.validation_is_due():
                 began = time.perf_counter()
                 self.curve.append(self.validate())
-                self.since = torch.zeros(3)
+                self.since = torch.zeros_like(self.since)
                 self.seconds += time.perf_counter() - began
         except Interrupted:
             self.save()
             raise
-        if self.stop.requested or self.done % self.config.checkpoint_every == 0 or self.done == self.steps:
+        if self.stopping or self.checkpoint_is_due():
             self.save()
-        if self.stop.requested and self.done < self.steps:
+        if self.stopping and self.done < self.steps:
             self.leave()
 
     def leave(self) -> None:
         """Interrupted, if any process was asked to stop."""
-        requested = torch.tensor(float(self.stop.requested), device=self.accelerator.device)
+        requested = self.stop.requested
         if self.world > 1:
-            requested = self.accelerator.reduce(requested, "sum")
-        if requested > 0:
+            asked = torch.full((), float(requested or self.stopping), device=self.accelerator.device)
+            requested = bool(self.accelerator.reduce(asked, "sum") > 0)
+        if requested:
             raise Interrupted(f"stopped after step {self.done}; the same command goes on from {self.out}")
 
     def validate(self) -> dict[str, float]:
@@ -356,4 +408,5 @@ def summarise(trainer: Trainer) -> dict[str, Any]:
         "config": dataclasses.asdict(config),
         "manifest": trainer.manifest(),
         **later,
+        **({"skipped_steps": trainer.scaler.skipped} if trainer.precision == "fp16" else {}),
     }
