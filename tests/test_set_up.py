@@ -79,7 +79,7 @@ def test_a_folder_that_bears_the_name_is_not_the_package(elsewhere):
     below.mkdir(parents=True)
     assert run(below.parent)[0] == str(whole)
     (elsewhere / "rcmha_lite").mkdir()
-    assert "rcmha_lite is not here: download the repository and start Jupyter inside it\n" == run(elsewhere)[1]
+    assert run(elsewhere)[1] == "rcmha_lite is not here: download the repository and start Jupyter inside it\n"
 
 
 def test_an_installed_package_is_used_and_nothing_is_fetched(elsewhere):
