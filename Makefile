@@ -13,7 +13,7 @@ help:  ## show this list
 book: $(READY)  ## build the book into _build/html, from the outputs stored in the notebooks
 	@rm -rf _build
 	@$(BIN)/jupyter-book build . --all -W -n --keep-going -q
-	@echo "The book is ready. Open it: file://$(CURDIR)/_build/html/index.html"
+	@$(BIN)/python -c 'import pathlib as p; print("The book is ready. Open it:", p.Path("_build/html/index.html").resolve().as_uri())'
 
 test: $(READY)  ## lint, types, unit tests, every notebook re-executed, the book built and opened in a browser
 	$(BIN)/ruff check .
@@ -24,7 +24,7 @@ test: $(READY)  ## lint, types, unit tests, every notebook re-executed, the book
 notebooks: $(NOTEBOOKS)  ## execute all chapters in place and store their outputs (-j2: two at a time)
 
 $(NOTEBOOKS): $(READY)
-	RCMHA_LITE_STATIC=1 PYTHONPATH=$(CURDIR) $(BIN)/python tools/execute.py $@
+	RCMHA_LITE_STATIC=1 PYTHONPATH="$(CURDIR)" $(BIN)/python tools/execute.py $@
 
 reproduce-quick: $(READY)  ## train pairs of the experiments again, in about ten minutes, and compare their differences with the committed ones
 	$(BIN)/python -m experiments.reproduce
@@ -38,6 +38,7 @@ $(READY): requirements.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info; v >= (3, 11) or sys.exit("Python 3.11 or newer is needed, \
 	$(PYTHON) is %d.%d. Name another: make PYTHON=python3.12" % v[:2])'
 	@echo "Installing into .venv, once; this takes minutes ..."
-	@$(PYTHON) -m venv .venv || { echo "No venv module: install it (Debian, Ubuntu: apt install python3-venv)."; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' || { echo "No venv module: install it (Debian, Ubuntu: apt install python3-venv)."; exit 1; }
+	@$(PYTHON) -m venv .venv || { echo "No .venv was made here, for the reason above; remove what is left of it, and try again."; exit 1; }
 	@$(BIN)/python -m pip install -q --disable-pip-version-check --no-compile -r requirements.txt
 	@touch $@

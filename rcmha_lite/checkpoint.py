@@ -118,6 +118,15 @@ def save_training(
     write_whole(folder / TRAINING, save(tensors, {"state": json.dumps(state)}))
 
 
+def step_of(folder: Path) -> int | None:
+    """The steps that the checkpoint in a folder has done; None without one that can be read. Its header is read alone."""
+    try:
+        with safe_open(folder / TRAINING, "pt") as file:
+            return int(json.loads((file.metadata() or {})["state"])["step"])
+    except (OSError, SafetensorError, KeyError, ValueError):
+        return None
+
+
 def load_training(
     folder: Path, model: LanguageModel, optimizers: list[torch.optim.Optimizer]
 ) -> tuple[Memory | None, Progress]:

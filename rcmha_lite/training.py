@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +101,7 @@ class Trainer:
             gradient_accumulation_plugin=GradientAccumulationPlugin(config.accumulate),  # no variable overrides it
         )
         self.config, self.out, self.stop = config, out, Stop()
+        self.watch: Callable[[Trainer], None] | None = None
         self.world, self.rank = self.accelerator.num_processes, self.accelerator.process_index
         if config.batch % (self.world * config.accumulate):
             parts = f"{self.world} processes × accumulate {config.accumulate}"
@@ -266,6 +268,8 @@ class Trainer:
                 shown = self.look()
                 if finishing or self.stopping:
                     self.finish_step()
+                    if self.watch and self.accelerator.is_main_process:
+                        self.watch(self)
                     self.clock = time.perf_counter()
                 bar.set_postfix(shown, refresh=False)
                 bar.update(self.done - bar.n)
@@ -343,7 +347,13 @@ class Trainer:
 
 
 def train(
-    config: Config, out: str | Path, *, text: str | OwnText | None = None, more_steps: int = 0, progress: bool = True
+    config: Config,
+    out: str | Path,
+    *,
+    text: str | OwnText | None = None,
+    more_steps: int = 0,
+    progress: bool = True,
+    watch: Callable[[Trainer], None] | None = None,
 ) -> dict[str, Any]:
     """Train into the folder ``out``, or go on with the run that stopped there.
 
@@ -361,12 +371,13 @@ def train(
     Accelerate's state anew. Raises CheckpointError if ``out`` holds another run; ValueError if the configuration does
     not fit the text or the processes, or the loss is no longer a number; and Interrupted, with the checkpoint
     written, after Ctrl-C or a request to terminate. A second one ends at once, the last checkpoint being whole.
-    CheckpointError, too, while another run writes into ``out``.
+    CheckpointError, too, while another run writes into ``out``. ``watch`` is called after each validation and
+    checkpoint; its time is not the run's.
     """
     text, out = load_tiny_shakespeare() if text is None else text, Path(os.path.expanduser(out))
     with checkpoint.owned(out), stop_requested() as stop:
         trainer = Trainer(config, out, text)
-        trainer.stop = stop
+        trainer.stop, trainer.watch = stop, watch
         if more_steps:
             trainer.extend(more_steps)
         if trainer.finished:

@@ -29,7 +29,7 @@ ROOT = Path(__file__).parents[1]
 def test_package_requirements_are_those_of_the_requirements_file():
     wanted = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["dependencies"]
     listed = (ROOT / "requirements.txt").read_text(encoding="utf-8").split("\n\n")[0].splitlines()[1:]
-    assert sorted(wanted) == sorted(listed)
+    assert set(wanted) ^ set(listed) == {"torch>=2.9,<3", "torch>=2.9,<2.14"}, "2.14 and later download gigabytes"
 
 
 def test_version_is_that_of_the_project():

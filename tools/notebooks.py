@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+SKIPPED = "skip-execution"  # the tag of a cell for readers to run, which the book leaves out, with nbval-skip for nbval
 TOLERANCE = 2.0  # root mean square difference of two pictures, in grey levels out of 255
 
 
@@ -32,7 +33,9 @@ def stale_figures(stored: Iterable[Any], fresh: Iterable[Any]) -> str | None:
 
 def faults(notebook: Any) -> list[str]:
     """What is wrong with a notebook as stored: not one clean run, an error, a figure without its description."""
-    cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    cells = [
+        cell for cell in notebook.cells if cell.cell_type == "code" and SKIPPED not in cell.metadata.get("tags", [])
+    ]
     found = []
     counts = [cell.execution_count for cell in cells]
     if counts != list(range(1, len(cells) + 1)):
