@@ -2,7 +2,6 @@
 
 import ast
 import json
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,11 +9,12 @@ from typing import Any, Literal
 
 import yaml
 
-from experiments.comparisons import MEASURES
+from experiments import price
 from experiments.inference import Finding
+from experiments.price import CURVES, Curve
 from experiments.questions import finding
 from experiments.registry import RUNS
-from experiments.results import ROOT, worth_of_time
+from experiments.results import ROOT
 from experiments.statistics import Interval
 
 LEDGER = ROOT / "chapters/claims.yml"
@@ -27,9 +27,12 @@ class Claim:
     the beginning of its line), files, and groups of results.
 
     ``effect`` is computed, and the verdict with it. It has a bound, ``above`` or ``below``, and names one of these:
-    a ``question`` of questions.py with its ``comparison`` and ``measure``, judged by the rule of inference.py
-    (``priced``: with the loss that a step's price costs, from the regime and the cell whose steps are cheaper); a
+    a ``question`` of questions.py with its ``comparison`` and ``measure``, judged by the rule of inference.py; a
     ``benchmark``, whose median decides, its extremes shown beside it; a ``value`` of a file.
+
+    At equal time a question has a ``price`` of a step (price.py): "as run", that of the steps which the runs were given, or
+    "each", every measured one. Then the verdict is what the rule says at all of them, "open" if it says more than one
+    thing, and the finding is that at the dearest. Where runs had equal steps, only "each" makes the time equal.
 
     Without an effect a test carries the verdict. Unless that is "supported", ``note`` says why.
     """
@@ -50,10 +53,23 @@ class Claim:
         """What the rule says of the effect; None unless it answers a question."""
         if "question" not in self.effect:
             return None
-        bound = self.effect[self.side]
-        if "priced" in self.effect:
-            bound -= _cost(self.effect["measure"], *self.effect["priced"])
-        return finding(self.effect["question"], self.effect["comparison"], self.effect["measure"], bound)
+        if self.effect.get("price") == "each":
+            return self.priced()[-1]
+        return finding(
+            self.effect["question"], self.effect["comparison"], self.effect["measure"], self.effect[self.side]
+        )
+
+    def curve(self) -> Curve | None:
+        """The effect over the price of a step; None unless the row names a price."""
+        return CURVES[self.effect["question"], self.effect["comparison"]] if "price" in self.effect else None
+
+    def priced(self) -> list[Finding]:
+        """What the rule says at every measured price of the row's step, from the lowest; the bound is zero."""
+        curve = self.curve()
+        if curve is None or self.effect[self.side] != 0:
+            raise ValueError(f"a claim at each price wants a `price` and a bound of 0, it has {self.effect}")
+        question, comparison, measure = (self.effect[key] for key in ("question", "comparison", "measure"))
+        return [price.finding(question, comparison, measure, one.price) for one in price.prices(curve.step)]
 
     def measured(self) -> Interval | None:
         """The effect with its interval, from the files; for a ratio, the median with the extremes of its rounds."""
@@ -64,6 +80,9 @@ class Claim:
 
     def entailed(self) -> str | None:
         """The verdict that the effect entails; None where there is no effect."""
+        if self.effect.get("price") == "each":
+            verdicts = {found.verdict(self.side) for found in self.priced()}
+            return verdicts.pop() if len(verdicts) == 1 else "open"
         if found := self.finding():
             return found.verdict(self.side)
         read = self.measured()
@@ -98,12 +117,6 @@ def _is_there(name: str, root: Path) -> bool:
         lines = "".join(line for cell in cells for line in [*cell, "\n"]).splitlines()
         return test.startswith("assert ") and any(line.strip().startswith(test) for line in lines)
     return any(isinstance(node, ast.FunctionDef) and node.name == test for node in ast.parse(text).body)
-
-
-def _cost(measure: str, regime: str, cheaper: str) -> float:
-    """What the dearer steps of RCMHA, beside those of the ``cheaper`` cell, cost in loss at equal time."""
-    price = _benchmark("regimes", f"{regime}, rcmha / {cheaper}").mean
-    return worth_of_time(regime, *MEASURES[measure]) * math.log(price)
 
 
 def _benchmark(file: str, *keys: str) -> Interval:

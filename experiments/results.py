@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import math
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -63,13 +62,6 @@ def choices() -> dict[str, list[float]]:
     names = list(dict.fromkeys(run.name.rpartition("-")[0] for run in registry.parts()))
     paired = paired_seeds(*(f"parts/{name}" for name in names))
     return {name: values(f"parts/{name}", "val_loss", over=paired) for name in names}
-
-
-def worth_of_time(regime: str, *keys: str) -> float:
-    """What RMHA's loss falls by in e times the steps, in one of the ``regimes``: between half its steps and all."""
-    paired = paired_seeds(f"regimes/{regime}-half", f"regimes/{regime}-rmha")
-    half, full = (values(f"regimes/{regime}-{run}", *keys, over=paired) for run in ("half", "rmha"))
-    return (sum(half) - sum(full)) / len(paired) / math.log(2)
 
 
 def running_counter(name: str) -> list[float]:

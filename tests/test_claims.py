@@ -3,17 +3,17 @@
 import dataclasses
 import itertools
 import json
-import math
 
 import numpy as np
 import pytest
 import torch
 
 from benchmarks import public_code
+from experiments import price
 from experiments.claims import VERDICTS, Claim, ledger, missing_evidence
 from experiments.questions import QUESTIONS, finding
 from experiments.registry import RUNS
-from experiments.results import FACTORS, ROOT, cell_runs, load, running_counter, values, worth_of_time
+from experiments.results import FACTORS, ROOT, cell_runs, load, running_counter, values
 from experiments.statistics import common_deviation
 from experiments.yardsticks import NANOGPT, operations, operations_to
 from rcmha_lite.config import CELLS, PRESETS
@@ -123,15 +123,41 @@ def test_a_question_is_judged_by_the_rule():
         assert Claim("", "", "", effect=asked | {"below": bound}).entailed() == below
 
 
-def test_a_price_moves_the_bound():
-    """A dearer step takes what its time is worth: at no extra price the bound is the claim's own."""
-    asked = {"question": "one block", "comparison": "convolution", "measure": "loss", "below": -0.003}
-    free, priced = (Claim("", "", "", effect=asked | more) for more in ({}, {"priced": ["layers-1", "rmha"]}))
-    steps = json.loads((ROOT / "benchmarks/results/regimes.json").read_text(encoding="utf-8"))["results"]
-    cost = worth_of_time("layers-1", "val_loss") * math.log(steps["layers-1, rcmha / rmha"]["ratio"]["median"])
-    assert free.finding().bound == -0.003
-    assert priced.finding().bound == pytest.approx(-0.003 - cost)
-    assert priced.measured() == free.measured()
+ROW_5 = {"question": "equal time", "comparison": "rcmha less rmha", "measure": "loss"}
+
+
+def test_a_price_decides():
+    """As run it costs; at the measured prices the rule says two things, so that it is open; the dearest is shown."""
+    run, each = (Claim("", "", "", effect=ROW_5 | {"price": price, "above": 0}) for price in ("as run", "each"))
+    assert run.finding() == finding(*ROW_5.values())
+    assert run.entailed() == "supported"
+    said = [found.verdict("above") for found in each.priced()]
+    assert said == [*["open"] * 5, *["supported"] * 3]
+    assert each.entailed() == "open"
+    assert each.finding() == each.priced()[-1]
+    assert each.finding().interval.mean == max(found.interval.mean for found in each.priced())
+    gone = Claim("", "", "", effect=ROW_5 | {"comparison": "rmha less mha", "price": "each", "above": 0})
+    assert gone.entailed() == "contradicted"
+    with pytest.raises(ValueError, match="a bound of 0"):
+        Claim("", "", "", effect=ROW_5 | {"price": "each", "above": 0.003}).entailed()
+
+
+def test_every_row_at_equal_time_names_its_price_and_no_margin():
+    at_equal_time = [c for c in CLAIMS if c.effect and "equal time" in c.statement + str(c.effect.get("question"))]
+    assert len(at_equal_time) >= 10
+    for claim in at_equal_time:
+        assert claim.effect["price"] in ("as run", "each"), claim.statement
+        assert claim.effect[claim.side] == 0
+        if claim.effect["price"] == "as run":
+            assert claim.curve().given() > 0, "its runs had equal steps"
+
+
+def test_the_page_tells_the_prices_of_a_row():
+    told = page.over_prices(Claim("", "", "", effect=ROW_5 | {"price": "as run", "above": 0}))
+    assert told == (
+        "; at a price of 12.7 % a step (8 measured, 4.1 to 14.4 %); over prices: open up to 8.8 %, costs beyond"
+    )
+    assert page.over_prices(Claim("", "", "", effect=ROW_5 | {"above": 0})) == ""
 
 
 def test_the_median_of_a_timing_decides():
@@ -259,28 +285,29 @@ def test_other_starts_look_at_their_own_place():
     assert all(2 < own[start] / own["identity"] < 3 for start in ("primer", "pytorch"))
 
 
-def at_price(question, regime, measure, keys, price):
-    """The verdict that the convolution pays where a step is dearer by this price."""
-    bound = -0.003 - worth_of_time(regime, *keys) * math.log(price)
-    return finding(question, "convolution", measure, bound).verdict("below")
+PLAYS = "loss on the plays left out"
 
 
-LOSS, PLAYS = ("loss", ("val_loss",)), ("loss on the plays left out", ("measures", "unseen", "loss"))
+def of_four_blocks(question, measure):
+    """What the rule says of the convolution at every price measured for a step of four blocks, from the lowest."""
+    return [
+        price.word(question, "convolution", measure, found.price) for found in price.prices("rcmha-relu2 / rmha-relu2")
+    ]
 
 
 def test_one_block_pays_at_every_price():
-    for on in (LOSS, PLAYS):
-        assert {at_price("one block", "layers-1", *on, price) for price in (1.038, 1.067, 1.126, 1.144)} == {
-            "supported"
-        }
+    own = [found.price for found in price.prices("layers-1, rcmha / rmha")]
+    for measure in ("loss", PLAYS):
+        assert {price.word("one block", "convolution", measure, p) for p in own} == {"pays"}
+        assert set(of_four_blocks("one block", measure)) == {"pays"}
 
 
 def test_two_blocks_depend_on_the_price():
-    assert [at_price("two blocks", "layers-2", *LOSS, price) for price in (1.038, 1.126)] == ["supported", "open"]
-    assert {at_price("two blocks", "layers-2", *PLAYS, price) for price in (1.038, 1.126)} == {"supported"}
+    assert of_four_blocks("two blocks", "loss") == [*["pays"] * 5, *["open"] * 3]
+    assert set(of_four_blocks("two blocks", PLAYS)) == {"pays"}
     steps = json.loads((ROOT / "benchmarks/results/regimes.json").read_text(encoding="utf-8"))["results"]
-    price = {r: steps[f"{r}, rcmha / rmha"]["ratio"]["median"] for r in ("layers-1", "layers-2", "steps-125")}
-    assert price["layers-2"] < min(price["layers-1"], price["steps-125"])  # so it is measured with an error
+    turn = {r: steps[f"{r}, rcmha / rmha"]["ratio"]["median"] for r in ("layers-1", "layers-2", "steps-125")}
+    assert turn["layers-2"] < min(turn["layers-1"], turn["steps-125"])  # so it is measured with an error
 
 
 def test_what_each_part_adds_to_a_step():

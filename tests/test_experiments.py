@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import math
 import subprocess
 import sys
 from functools import cache
@@ -169,19 +168,6 @@ def test_interval_by_hand():
 def test_common_deviation_by_hand():
     """Variances 1 and 7 about means 2 and 3: √4, whatever the means."""
     assert common_deviation([[1.0, 2.0, 3.0], [0.0, 4.0, 5.0]]) == pytest.approx(2)
-
-
-def test_worth_of_time_by_hand(tmp_path, monkeypatch):
-    """Half the steps end 3 nats higher, in two seeds apart by 1: one halving."""
-    ends = {"rmha": (7.0, 8.0), "half": (10.0, 11.0)}
-    (tmp_path / "regimes").mkdir()
-    for cell, losses in ends.items():
-        for seed, loss in enumerate(losses):
-            (tmp_path / f"regimes/thin-{cell}-{seed}.json").write_text(json.dumps({"val_loss": loss}))
-    monkeypatch.setattr(results, "RESULTS", tmp_path)
-    results.load.cache_clear()
-    assert results.worth_of_time("thin", "val_loss") == pytest.approx(3 / math.log(2))
-    results.load.cache_clear()
 
 
 def test_running_counter_by_hand(monkeypatch):

@@ -16,6 +16,7 @@ import yaml
 from PIL import Image
 
 import rcmha_lite
+from experiments.price import CURVES, prices, ranges, word
 from experiments.questions import QUESTIONS, finding
 from experiments.registry import BASE
 from experiments.results import load
@@ -144,6 +145,30 @@ def test_readme_names_both_prices_of_a_step():
     fit = sum(adds.values()) / (adds["nothing"] + adds["squared ReLU"])
     text = readme.README.read_text(encoding="utf-8")
     assert f"{direct:.2f} times as measured, {fit:.2f} by the fit" in text
+
+
+def test_readme_tells_rows_5_and_7_over_the_price_of_a_step():
+    """Every figure of the sentence, from the rule at every measured price; "open up to" and "pays up to" end at a range."""
+    row_5, row_7 = ("equal time", "rcmha less rmha"), ("starts at equal time", "pytorch, beside RMHA")
+    known = {found.how: found.price for found in prices(CURVES[row_5].step)}
+    assert CURVES[row_7].step == CURVES[row_5].step
+    first, costs = ranges(*row_5, "loss")
+    pays, _ = ranges(*row_7, "loss on the plays left out")
+    assert (first.word, costs.word, pays.word) == ("open", "costs", "pays")
+    assert {word(*row_7, "loss", price) for price in known.values()} == {"open"}
+    clock = known["own clocks, from the identity"]
+    below = sum(price < first.high for price in known.values())
+    assert (len(known), below) == (8, 5)
+    assert clock < first.high
+    shown = (CURVES[row_5].given(), first.high, min(known.values()), max(known.values()), clock, pays.high)
+    run, turn, low, high, own, end = (f"{100 * price:.1f}" for price in shown)
+    assert CURVES[row_5].given() == pytest.approx(known["1 thread, fit to eight cells"], abs=0.001)
+    text = readme.README.read_text(encoding="utf-8")
+    assert f"one price of a step, {run} % dearer: the convolution is open up to {turn} % and costs beyond" in text
+    assert (
+        f"of eight measured prices, {low} to {high} %, five lie below, the compared runs' own clocks ({own} %)" in text
+    )
+    assert f"Row 7's is open at all eight; on plays left out it pays up to {end} %" in text
 
 
 def test_readme_says_what_the_rule_says_beside_its_table():
