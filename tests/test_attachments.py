@@ -14,6 +14,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
+from torch.autograd import forward_ad
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import apply_activation_checkpointing
 from torch.export import Dim, export
 from torch.func import functional_call, grad, hessian, jvp, stack_module_state, vmap
@@ -280,10 +281,16 @@ def test_backward_hooks_see_and_change_gradients(name):
     for register in ("register_full_backward_hook", "register_full_backward_pre_hook"):
         model = build("mha")
         expected = gradients(model)[f"blocks.0.attention.{name}.weight"].clone()
-        layer = getattr(model.blocks[0].attention, name)
-        getattr(layer, register)(lambda _, *both: tuple(None if g is None else 2 * g for g in both[0]))
+        layer, heard = getattr(model.blocks[0].attention, name), []
+
+        def double(_, gradients, *rest, heard=heard):
+            heard.append(gradients)
+            return tuple(2 * g for g in gradients)
+
+        getattr(layer, register)(double)
         found = gradients(model)[f"blocks.0.attention.{name}.weight"]
         close(found, expected * (2 if "pre" in register else 1))
+        assert len(heard) == 1
 
 
 def test_hooks_on_all_modules_are_heard():
@@ -416,6 +423,13 @@ class HandsOn(NoCache):
         return self.inner(*args, **kwargs)
 
 
+class Options(Mean):
+    """Keywords of its own, and no attention inside that could take a cache."""
+
+    def forward(self, x, memory=None, **options):
+        return super().forward(x, memory)
+
+
 class Swallows(NoCache):
     def forward(self, x, **kwargs):
         return self.inner(x)
@@ -456,6 +470,8 @@ def test_wrappers_that_hand_on_the_cache_are_given_it():
     model.blocks[0].attention = Swallows(model.blocks[0].attention.inner)
     with pytest.raises(ValueError, match="block 0 was given a cache and left it as it was"):
         list(generate_ids(model, ids[0, :3], 2))
+    model.blocks[0].attention = Options()
+    assert model.without_cache() == ["blocks.0.attention"]
     model = build("rcmha")
     apply_activation_checkpointing(model, check_fn=lambda m: isinstance(m, MultiHeadAttention | Block))
     assert not model.without_cache()
@@ -602,6 +618,9 @@ def test_transforms_of_the_whole_model(cell):
             close(per_text[name][n], parameter.grad)
     direction = {name: torch.ones_like(p) for name, p in parameters.items()}
     _, slope = jvp(lambda p: functional_loss(model, p, ids[0]), (parameters,), (direction,))
+    with forward_ad.dual_level():  # the same without torch.func
+        duals = {name: forward_ad.make_dual(p.detach(), direction[name]) for name, p in parameters.items()}
+        close(forward_ad.unpack_dual(functional_loss(model, duals, ids[0])).tangent, slope)
     step = 1e-6
     there = [
         functional_loss(model, {n: p + s * step * direction[n] for n, p in parameters.items()}, ids[0]) for s in (1, -1)
