@@ -51,9 +51,7 @@ NEW: dict[str, Question] = {
             {
                 "relative positions": {f"lasting/{cell}-{drop}": w / 2 for cell, w in _MAIN_POSITION.items()},
                 "convolution": {f"lasting/{cell}-{drop}": w / 2 for cell, w in _MAIN_CONVOLUTION.items()},
-                "convolution from PyTorch's start, beside RMHA": less(
-                    f"lasting/pytorch-{drop}", f"lasting/rmha-{drop}"
-                ),
+                "convolution from the identity, beside RMHA": less(f"lasting/identity-{drop}", f"lasting/rmha-{drop}"),
             },
             LOSSES,
             range(32, 38),
@@ -68,3 +66,11 @@ QUESTIONS: dict[str, Question] = NEW | OLD
 def finding(question: str, comparison: str, measure: str, bound: float = 0.0) -> Finding:
     """The rule's answer to one comparison of a question: does it differ from ``bound``? KeyError without its runs."""
     return QUESTIONS[question].findings({(comparison, measure): bound})[comparison, measure]
+
+
+def default_start() -> str:
+    """What the question "default start" decides, by its own rule."""
+    found = QUESTIONS["default start"].findings()
+    names = {start: f"{start}, beside the identity" for start in STARTS}
+    beat = [start for start in STARTS if any(found[names[start], m].verdict("below") == "supported" for m in LOSSES)]
+    return min(beat, key=lambda start: found[names[start], LOSSES[1]].interval.mean, default="identity")

@@ -293,11 +293,11 @@ def rcmha(
 ) -> MultiHeadAttention:
     """Relative convolutional multi-head attention (Sugiharto et al. 2023, arXiv 2308.03429): ``rmha`` with kernels.
 
-    Its public code has a learned table, kernels as PyTorch starts them, no query and key biases and fresh queries:
-    the ``paper`` preset, from which ``rcmha_lite.model.build_attention`` makes it. Errors as ``rmha`` and
+    They start at random, as PyTorch draws them. Its public code also has a learned table, no query and key biases and
+    fresh queries: the ``paper`` preset, from which ``rcmha_lite.model.build_attention`` makes it. Errors as ``rmha`` and
     ``HeadConvolution``.
     """
-    convolution = HeadConvolution(n_heads, head_width(d_model, n_heads), kernel_size)
+    convolution = HeadConvolution(n_heads, head_width(d_model, n_heads), kernel_size, init="pytorch")
     position = _relative(d_model, n_heads, distances, d_position)
     return MultiHeadAttention(d_model, n_heads, position=position, convolution=convolution)
 

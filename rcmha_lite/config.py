@@ -35,7 +35,9 @@ class Config:
     convolve: Projections = choice("qkv", "projections to convolve: some of q, k and v")
     shared_kernels: bool = choice(True, "one kernel per head channel for all heads, or separate kernels")
     kernel_bias: bool = choice(True, "a bias in the convolution")
-    kernel_init: KernelInit = choice("identity", "what the kernels start as")
+    kernel_init: KernelInit = choice(
+        "pytorch", "what the kernels start as; random values as PyTorch draws them do best"
+    )
     fresh_queries: bool = choice(False, "restart the query convolution at each segment, as RCMHA's public code does")
     query_key_bias: bool = choice(True, "biases on the query and key projections; RCMHA's public code has none")
     layer_init: LayerInit = choice(
@@ -165,7 +167,7 @@ CELLS: dict[str, dict[str, Any]] = {
     "rcmha": {"position": "relative-sinusoidal", "kernel_size": 3},
 }
 """The grid, position × convolution: what each name changes in a configuration. The kernels of ``mdha`` stay those of
-the preset (shared, from the identity), so that cells differ in nothing else; ``attention.mdha`` has Primer's."""
+the preset (shared, from random values), so that cells differ in nothing else; ``attention.mdha`` has Primer's."""
 
 PRESETS: dict[str, Config] = {
     "tiny": Config(
@@ -175,7 +177,7 @@ PRESETS: dict[str, Config] = {
     "laptop": Config(dropout=0.1, steps=1900, eval_every=190),
     "paper": Config(
         position="relative-learned", activation="relu", fresh_queries=True, query_key_bias=False,
-        kernel_init="pytorch", layer_init="public-code",
+        layer_init="public-code",
         layers=6, d_model=128, n_heads=8, d_ff=256, context=2, memory=32, batch=32, steps=156_850,
         optimizer="adam", learning_rate=1.0, beta2=0.999, weight_decay=0.0, schedule="noam", warmup=2000,
         zero_output=False, precision="float32", eval_every=15_685, checkpoint_every=1000,

@@ -124,7 +124,7 @@ FAULTS: dict[str, tuple[str, list[tuple[str, str]]]] = {
     "mask on the CPU": ("device", [("dtype=torch.bool, device=x.device", "dtype=torch.bool")]),
     "dropout left in": ("chance", [(RETURN, "return F.dropout(self.output(y.transpose(1, 2).flatten(2)), 0.5)")]),
     "a parameter too many": ("names and shapes", [("self.n_heads, self.d = n_heads", "self.extra = nn.Parameter(torch.zeros(3)); self.n_heads, self.d = n_heads")]),
-    "kernels for each head": ("names and shapes", [("torch.zeros(3, 1, d, taps)", "torch.zeros(3, 2, d, taps)")]),
+    "kernels for each head": ("names and shapes", [("torch.empty(3, 1, d, taps)", "torch.empty(3, 2, d, taps)")]),
     "W the other way round": ("names and shapes", [("torch.randn(heads * d, waves)", "torch.randn(waves, heads * d)")]),
     "no key bias": ("names and shapes", [("self.query, self.key = nn.Linear(d_model, d_model), nn.Linear(d_model, d_model)", "self.query, self.key = nn.Linear(d_model, d_model), nn.Linear(d_model, d_model, bias=False)")]),
     "query and key one layer": ("names and shapes", [("        self.value, self.output =", "        self.key = self.query\n        self.value, self.output =")]),
@@ -564,8 +564,9 @@ def test_the_solution_starts_as_the_package_does():
         if len(parameter.unique()) <= 2:
             assert torch.equal(mine, parameter), name
         else:
-            assert mine.std().item() == pytest.approx(parameter.std().item(), rel=0.1), name
-            assert abs(mine.mean().item()) < 0.1 * parameter.std().item() + 0.01, name
+            few = 0.3 if parameter.numel() < 1000 else 0.1
+            assert mine.std().item() == pytest.approx(parameter.std().item(), rel=few), name
+            assert abs(mine.mean().item()) < 2 * few * parameter.std().item() + 0.01, name
 
 
 def test_the_solution_trains_as_the_package_does():

@@ -16,17 +16,36 @@ from scipy import stats
 from experiments import __main__ as command
 from experiments import induction, measures, reproduce, results
 from experiments.measures import MEASURES
-from experiments.registry import BASE, EQUAL_TIME, GROUPS, RUNS, Run, ablation
+from experiments.questions import default_start
+from experiments.registry import BASE, EQUAL_TIME, GROUPS, KERNELS, RUNS, Run, ablation
 from experiments.statistics import common_deviation, interval
 from experiments.yardsticks import operations
-from rcmha_lite.config import Config
+from rcmha_lite import attention
+from rcmha_lite.config import PRESETS, Config
 from rcmha_lite.data import CharTokenizer, load_tiny_shakespeare, split
 from rcmha_lite.evaluation import evaluate
 from rcmha_lite.model import LanguageModel
 from rcmha_lite.training import Trainer
 
-TINY = {"layers": 1, "d_model": 32, "n_heads": 2, "d_ff": 64, "d_position": 8, "context": 32, "window": 32, "batch": 4}
+TINY = {
+    "layers": 1,
+    "d_model": 32,
+    "n_heads": 2,
+    "d_ff": 64,
+    "d_position": 8,
+    "context": 32,
+    "window": 32,
+    "batch": 4,
+    "kernel_init": "identity",
+}
 FILES = sorted(results.RESULTS.glob("*/*.json"))
+
+
+def test_the_default_start_is_what_the_runs_decide():
+    """By the rule that was declared before them; ``rcmha`` and every preset have it."""
+    assert default_start() == Config().kernel_init == attention.rcmha(16, 2).convolution.init
+    assert {preset.kernel_init for preset in PRESETS.values()} == {default_start()}
+    assert {"kernel_init": default_start()} == KERNELS
 
 
 def test_names_are_unique_and_measures_exist():

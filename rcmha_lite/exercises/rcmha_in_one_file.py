@@ -15,9 +15,10 @@ class Convolution(nn.Module):
 
     def __init__(self, d: int, taps: int = 3) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.zeros(3, 1, d, taps))  # of q, k and v; 1: all heads share it
-        self.bias = nn.Parameter(torch.zeros(3, 1, d))
-        nn.init.ones_(self.weight[..., -1])  # the last tap stands on the present: it starts as the identity
+        self.weight = nn.Parameter(torch.empty(3, 1, d, taps))  # of q, k and v; 1: all heads share it
+        self.bias = nn.Parameter(torch.empty(3, 1, d))
+        for parameter in (self.weight, self.bias):
+            nn.init.uniform_(parameter, -1 / math.sqrt(taps), 1 / math.sqrt(taps))
 
     def forward(self, qkv: Tensor) -> Tensor:
         time, taps = qkv.shape[3], self.weight.shape[-1]
