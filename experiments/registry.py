@@ -145,6 +145,13 @@ def position_codes() -> Iterator[Run]:
             yield Run("position_codes", f"{name}-convolution-{seed}", config, ("unseen",))
 
 
+def repeats() -> Iterator[Run]:
+    """Two runs of ``kernel_starts`` made once more, by later code: where every digit is the same, the engine is the same."""
+    for run in kernel_starts():
+        if run.name in ("rmha-24", "pytorch-24"):
+            yield Run("repeats", run.name, run.config, run.measures)
+
+
 KERNELS: dict[str, Any] = {"kernel_init": "pytorch"}
 """The default start, which ``kernel_starts`` decided."""
 
@@ -339,7 +346,7 @@ def induction() -> Iterator[Run]:
 GROUPS = {
     f.__name__: f
     for f in (
-        *(ablation, equal_time, induction, parts, starts, kernel_starts, position_codes, lasting, regimes, longer),
+        *(ablation, equal_time, induction, parts, starts, kernel_starts, repeats, position_codes, lasting, regimes, longer),
         *(recipes, speed, capstone, paper),
     )
 }
