@@ -18,23 +18,29 @@ from rcmha_lite.model import LanguageModel
 Attend = Callable[[Tensor], Tensor]
 
 
+def require(fact: Any, message: str) -> None:
+    """AssertionError with this message unless ``fact`` holds; also under ``python -O``, which leaves out ``assert``."""
+    if not fact:
+        raise AssertionError(message)
+
+
 def assert_same(yours: Any, expected: Tensor, what: str, tolerance: float = 1e-9) -> None:
     """Same shape, and no element further than ``tolerance`` (in float32 at least 1e-5) from the expected one."""
     assert_shape(yours, tuple(expected.shape), what)
     worst = (yours.double() - expected.double()).abs().max().item() if expected.numel() else 0.0
     tolerance = tolerance if yours.dtype == torch.float64 else max(tolerance, 1e-5)
-    assert worst <= tolerance, f"{what}: the largest difference from the expected values is {worst:.3g}"
+    require(worst <= tolerance, f"{what}: the largest difference from the expected values is {worst:.3g}")
 
 
 def assert_shape(yours: Any, shape: tuple[int, ...], what: str) -> None:
     """A tensor of this shape: not a number, and not nothing."""
-    assert isinstance(yours, Tensor), f"{what}: expected a tensor, found {type(yours).__name__}"
-    assert yours.shape == shape, f"{what}: expected shape {shape}, found {tuple(yours.shape)}"
+    require(isinstance(yours, Tensor), f"{what}: expected a tensor, found {type(yours).__name__}")
+    require(yours.shape == shape, f"{what}: expected shape {shape}, found {tuple(yours.shape)}")
 
 
 def answered(found: Any) -> Any:
     """What the reader's function returned, if it returned something."""
-    assert found is not None, "your function returned nothing: does it end with return?"
+    require(found is not None, "your function returned nothing: does it end with return?")
     return found
 
 
@@ -53,7 +59,7 @@ def check_bigram(count: Callable[[str], dict[str, str]]) -> str:
         ("aaabab", {"a": "a", "b": "a"}),
     ):
         found = answered(count(text))
-        assert found == expected, f"in {text!r} you found {found}, expected {expected}"
+        require(found == expected, f"in {text!r} you found {found}, expected {expected}")
     return "Right: every character predicts its most frequent successor."
 
 
@@ -62,12 +68,12 @@ def check_accuracy(accuracy: Callable[[Tensor, Tensor], float]) -> str:
     logits = torch.tensor([[[0.1, 2.0, 0.3], [1.0, 0.0, 0.5]]])
     for targets, expected in (([[1, 0]], 1.0), ([[1, 2]], 0.5), ([[0, 2]], 0.0)):
         found = float(answered(accuracy(logits, torch.tensor(targets))))
-        assert found == expected, f"targets {targets} should score {expected}, you found {found}"
+        require(found == expected, f"targets {targets} should score {expected}, you found {found}")
     logits = random(2, 3, 5)
     favourites = logits.argmax(dim=-1)
     favourites[1] = (favourites[1] + 1) % 5
     found = float(answered(accuracy(logits, favourites)))
-    assert found == 0.5, f"of two windows, one all right and one all wrong, you found {found}"
+    require(found == 0.5, f"of two windows, one all right and one all wrong, you found {found}")
     return "Right: accuracy counts exact hits and nothing else."
 
 
@@ -80,7 +86,7 @@ def check_weights(weights: Callable[[Tensor, Tensor], Tensor]) -> str:
             expected[i, : i + 1] = (k[: i + 1] @ q[i] / d**0.5).softmax(dim=0)
         assert_shape(yours, (time, time), "the weights")
         future = yours.triu(1).abs().max().item()
-        assert future == 0, f"a query puts weight {future:.3g} on a later key: mask before the softmax"
+        require(future == 0, f"a query puts weight {future:.3g} on a later key: mask before the softmax")
         assert_same(yours.sum(dim=1), torch.ones(time, dtype=torch.float64), "the weights of each query must sum to 1")
         assert_same(yours, expected, f"the weights of {time} positions of width {d}")
     return "Right: causal, normalised, and scaled by √d."
@@ -98,7 +104,7 @@ def check_causal(attend: Attend, *, width: int = 16, times: Sequence[int] = (1, 
             found = attend(changed)
             assert_same(found[:, :t], y[:, :t], f"outputs before position {t}, after a change at {t}", 1e-12)
             moved = max(moved, (found - y).abs().max().item())
-    assert moved > 0, "no output depends on any input"
+    require(moved > 0, "no output depends on any input")
     return "Right: no output depends on what comes after it."
 
 
@@ -123,12 +129,12 @@ def check_shift(shift: Callable[[Tensor], Tensor], *, memory: int = 0) -> str:
         by_distance = random(time, memory + time)
         yours = shift(by_distance)
         assert_shape(yours, tuple(by_distance.shape), "the shifted scores")
-        assert yours.is_floating_point(), f"the shifted scores: expected floating point, found {yours.dtype}"
+        require(yours.is_floating_point(), f"the shifted scores: expected floating point, found {yours.dtype}")
         for i in range(time):
             for j in range(memory + i + 1):
                 delta = memory + i - j
                 wanted = by_distance[i, delta].to(yours.dtype)
-                assert yours[i, j] == wanted, f"row {i}, column {j} must hold distance {delta}"
+                require(yours[i, j] == wanted, f"row {i}, column {j} must hold distance {delta}")
     return "Right: every score sits under its key."
 
 
@@ -153,7 +159,7 @@ def check_flops(count: Callable[[Config, int], float]) -> str:
             what = (
                 f"{cell} over {time} characters: expected {expected:,} within one in a thousand, you counted {found:,}"
             )
-            assert abs(found - expected) <= 0.001 * expected, what
+            require(abs(found - expected) <= 0.001 * expected, what)
     return "Right: the pencil and PyTorch's counter agree on all four cells."
 
 
@@ -163,7 +169,7 @@ def check_squared_relu(activation: Callable[[Tensor], Tensor]) -> str:
     y = activation(x)
     assert_same(y, torch.tensor([0.0, 0.0, 0.0, 0.25, 9.0]), "squared ReLU of −2, −½, 0, ½, 3")
     y.sum().backward()
-    assert x.grad is not None, "no gradient reaches the input: use torch's operations"
+    require(x.grad is not None, "no gradient reaches the input: use torch's operations")
     assert_same(x.grad, torch.tensor([0.0, 0.0, 0.0, 1.0, 6.0]), "its gradient there")
     return "Right: zero on the left, a parabola on the right."
 
