@@ -5,7 +5,7 @@ READY := .venv/.installed
 NOTEBOOKS := $(sort $(wildcard chapters/*.ipynb))
 export OMP_NUM_THREADS := 1
 
-.PHONY: help book test notebooks $(NOTEBOOKS) reproduce-quick clean
+.PHONY: help book test notebooks $(NOTEBOOKS) reproduce-quick gpu clean
 
 help:  ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile
@@ -28,6 +28,9 @@ $(NOTEBOOKS): $(READY)
 
 reproduce-quick: $(READY)  ## train pairs of the experiments again, in about ten minutes, and compare their differences with the committed ones
 	$(BIN)/python -m experiments.reproduce
+
+gpu: $(READY)  ## for whoever has a GPU: its tests, timings and the full-size run; again, what is missing (DRY=1: small, no GPU)
+	$(BIN)/python -m benchmarks.gpu $(if $(DRY),--dry)
 
 clean:  ## remove what was built; .venv stays
 	rm -rf _build .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -58,6 +58,7 @@ def speeds() -> str:
     found = {
         file.stem: json.loads(file.read_text(encoding="utf-8"))["results"]
         for file in sorted(ROOT.glob("benchmarks/results/*.json"))
+        if file.stem != "gpu"
     }
     relative, cells, generation = found["relative_attention"]["4096"], found["cells"], found["generation"]
     paper = found["paper_step"]
@@ -103,7 +104,30 @@ def effects() -> str:
     return "\n".join(table)
 
 
-TABLES = {"results": table, "effects": effects, "speeds": speeds}
+def gpu() -> str:
+    """What a GPU was timed at, as a Markdown table; a sentence where none has been."""
+    file = ROOT / "benchmarks/results/gpu.json"
+    if not file.is_file():
+        return "No GPU was at hand: whoever has one makes its figures, in about ten minutes, by `make gpu`."
+    found = json.loads(file.read_text(encoding="utf-8"))
+    rows = [
+        f"| measured side by side on {found['manifest']['gpu']} | median ratio | smallest to largest |",
+        "|---|---|---|",
+    ]
+    what = {
+        "relative": "relative attention over {} positions, forward and backward: explicit shift / ours",
+        "steps": "a training step of the `gpu` preset, {}",
+        "characters": "the next character after {}: recomputed / cached",
+    }
+    for group, results in found["results"].items():
+        for name, result in results.items():
+            ratio = result["ratio"]
+            shown = f"**{ratio['median']:.2f}** | {ratio['min']:.2f} to {ratio['max']:.2f}"
+            rows.append(f"| {what[group].format(name)} | {shown} |")
+    return "\n".join(rows)
+
+
+TABLES = {"results": table, "effects": effects, "speeds": speeds, "gpu": gpu}
 
 
 def with_tables(text: str) -> str:
