@@ -346,7 +346,19 @@ def induction() -> Iterator[Run]:
 GROUPS = {
     f.__name__: f
     for f in (
-        *(ablation, equal_time, induction, parts, starts, kernel_starts, repeats, position_codes, lasting, regimes, longer),
+        *(
+            ablation,
+            equal_time,
+            induction,
+            parts,
+            starts,
+            kernel_starts,
+            repeats,
+            position_codes,
+            lasting,
+            regimes,
+            longer,
+        ),
         *(recipes, speed, capstone, paper),
     )
 }

@@ -15,6 +15,9 @@ VARIABLES = ("ACCELERATE_", "ATEN_", "CUBLAS_", "CUDA_", "DNNL_", "GOMP_", "KMP_
              "OPENBLAS_", "PYTORCH_", "TORCH", "FSDP_", "XLA_")  # fmt: skip
 """Beginnings of the names of environment variables that the libraries of a run read."""
 
+PLACES = ("_DIR", "_FILE", "_HOME", "_PATH")
+"""Endings of those that only say where something lies."""
+
 CODE = [f":/{folder}" for folder in ("rcmha_lite", "experiments/*.py", "benchmarks/*.py")]
 """What results follow from."""
 
@@ -29,7 +32,11 @@ def manifest() -> dict[str, Any]:
         "processor": _processor(),
         "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "environment": {name: value for name, value in sorted(os.environ.items()) if name.startswith(VARIABLES)},
+        "environment": {
+            name: value
+            for name, value in sorted(os.environ.items())
+            if name.startswith(VARIABLES) and not name.endswith(PLACES)
+        },
     }
 
 
