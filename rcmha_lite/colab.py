@@ -15,6 +15,7 @@ from rcmha_lite import checkpoint, figures
 from rcmha_lite.cache import write_whole
 from rcmha_lite.config import Config
 from rcmha_lite.generation import generate
+from rcmha_lite.texts import TOKENIZER
 from rcmha_lite.training import Interrupted, Trainer, train
 
 DRIVE = Path("/content/drive")
@@ -83,7 +84,7 @@ def copy_run(source: Path, target: Path) -> None:
     ours, theirs = (checkpoint.step_of(folder) for folder in (source, target))
     if ours is None or (theirs is not None and theirs > ours):
         return
-    for name in (checkpoint.CONFIG, checkpoint.WEIGHTS, checkpoint.TRAINING, checkpoint.RESULTS):
+    for name in (TOKENIZER, checkpoint.CONFIG, checkpoint.WEIGHTS, checkpoint.TRAINING, checkpoint.RESULTS):
         file, copy = source / name, target / name
         if not file.is_file():
             continue

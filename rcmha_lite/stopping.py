@@ -62,11 +62,15 @@ def stop_requested() -> Iterator[Stop]:
 
 def say(message: str) -> None:
     """A line on standard error, if there is one that can be written."""
-    with suppress(Exception):
-        os.write(sys.stderr.fileno(), f"\n{message}\n".encode())  # a handler must not wait for a lock of the stream
+    line = f"\n{message}\n"
+    try:
+        sys.stderr.write(line)
+        sys.stderr.flush()
+    except RuntimeError:  # the signal came while the stream was writing
+        with suppress(Exception):
+            os.write(sys.stderr.fileno(), line.encode())
+    except Exception:  # no stream, or one that cannot be written
         return
-    with suppress(Exception):
-        print(f"\n{message}", file=sys.stderr, flush=True)
 
 
 class Heedless:
