@@ -1,6 +1,7 @@
 """Causal depth-wise convolution of the query, key and value projections."""
 
 import math
+from collections.abc import Callable
 from typing import get_args
 
 import torch
@@ -34,6 +35,15 @@ def causal_depthwise_convolution(
     # As an image of height one: on a CPU, conv2d's channels-last kernel is several times faster than conv1d's.
     image = padded.transpose(1, 2).unsqueeze(2)
     return F.conv2d(image, taps[:, None, None], bias, groups=taps.shape[0]).squeeze(2).transpose(1, 2)
+
+
+@torch.no_grad()
+def filled(x: Tensor, draw: Callable[[Tensor], Tensor], generator: torch.Generator | None) -> None:
+    """Draw ``x`` where the generator's numbers are, and bring them to where ``x`` is: on a GPU those of a CPU, too."""
+    if generator is None or x.device.type in (generator.device.type, "meta"):
+        draw(x)
+    else:
+        x.copy_(draw(torch.empty(x.shape, dtype=x.dtype, device=generator.device)))
 
 
 class HeadConvolution(nn.Module):
@@ -91,7 +101,7 @@ class HeadConvolution(nn.Module):
         if self.init == "pytorch":
             bound = 1 / math.sqrt(self.kernel_size)
             for parameter in self.parameters():
-                parameter.uniform_(-bound, bound, generator=generator)
+                filled(parameter, lambda x: x.uniform_(-bound, bound, generator=generator), generator)
             return
         primer = self.init == "primer" and self.kernel_size > 1
         self.weight.fill_(0.5 / self.kernel_size if primer else 0.0)

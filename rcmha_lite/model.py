@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from rcmha_lite.attention import MultiHeadAttention, last
 from rcmha_lite.config import Activation, Config
-from rcmha_lite.convolution import HeadConvolution
+from rcmha_lite.convolution import HeadConvolution, filled
 from rcmha_lite.plain import transforms_are_active
 from rcmha_lite.positions import (
     AbsolutePosition,
@@ -201,13 +201,14 @@ class LanguageModel(nn.Module):
             scale = module.in_features**-0.5
             if self.config.layer_init == "public-code":  # PyTorch's own start
                 for parameter in module.parameters():
-                    nn.init.uniform_(parameter, -scale, scale, generator=generator)
+                    filled(parameter, partial(nn.init.uniform_, a=-scale, b=scale, generator=generator), generator)
             else:
-                nn.init.normal_(module.weight, std=scale, generator=generator)
+                filled(module.weight, partial(nn.init.normal_, std=scale, generator=generator), generator)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
         if isinstance(module, nn.Embedding) and self.config.tie_embeddings:
-            nn.init.normal_(module.weight, std=self.config.d_model**-0.5, generator=generator)
+            std = self.config.d_model**-0.5
+            filled(module.weight, partial(nn.init.normal_, std=std, generator=generator), generator)
         if isinstance(module, MultiHeadAttention | FeedForward) and self.config.zero_output:
             nn.init.zeros_(module.output.weight)
 

@@ -18,6 +18,7 @@ from rcmha_lite import checkpoint
 from rcmha_lite.accounting import peak_cuda_bytes, saved_bytes
 from rcmha_lite.attention import attention, fused_attention, rcmha
 from rcmha_lite.config import CELLS, PRESETS, Config
+from rcmha_lite.convolution import filled
 from rcmha_lite.generation import generate
 from rcmha_lite.model import LanguageModel
 from rcmha_lite.precision import precision_for
@@ -212,3 +213,41 @@ def test_a_run_of_another_device_goes_on_here(tmp_path):
         )  # fmt: skip
     found = train(HERE, tmp_path / "run", text=TEXT, progress=False)
     assert found["curve"][-1]["step"] == 12
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"layer_init": "public-code", "kernel_init": "pytorch"}, {"tie_embeddings": True}]
+)
+def test_a_model_made_on_the_device_has_the_weights_of_one_made_on_a_cpu(changes):
+    """But for the embedding, which PyTorch draws where it is."""
+    config = FAST.replace(**changes)
+    models = []
+    for device in ("cpu", DEVICE):
+        torch.manual_seed(0)
+        with torch.device(device):
+            models.append(LanguageModel(config))
+    for (name, a), b in zip(models[0].named_parameters(), models[1].parameters(), strict=True):
+        assert b.device.type == DEVICE.type
+        if name != "embedding.weight" and "projection" not in name:
+            assert torch.equal(a, b.cpu()), name
+
+
+def test_numbers_are_drawn_where_the_generator_is():
+    """What a CPU can show of it: a tensor that says it is elsewhere gets the same numbers by a copy."""
+
+    class Elsewhere(torch.Tensor):
+        device = property(lambda self: torch.device("cuda"))
+
+    drawn = []
+    for kind in (torch.Tensor, Elsewhere):
+        generator = torch.Generator().manual_seed(3)
+        x, places = torch.zeros(4, 5), []
+
+        def draw(y, generator=generator, places=places):
+            places.append(type(y))
+            return y.normal_(generator=generator)
+
+        filled(x.as_subclass(kind), draw, generator)
+        assert places == [torch.Tensor]
+        drawn.append(x)
+    assert torch.equal(*drawn)

@@ -108,7 +108,7 @@ def gpu() -> str:
     """What a GPU was timed at, as a Markdown table; a sentence where none has been."""
     file = ROOT / "benchmarks/results/gpu.json"
     if not file.is_file():
-        return "No GPU was at hand: whoever has one makes its figures, in about ten minutes, by `make gpu`."
+        return "No GPU was at hand. Whoever has one makes its figures by `make gpu`: meant for ten minutes of an H100, tried so far only in small, on a CPU."
     found = json.loads(file.read_text(encoding="utf-8"))
     rows = [
         f"| measured side by side on {found['manifest']['gpu']} | median ratio | smallest to largest |",
