@@ -1,6 +1,13 @@
 """Every question that runs were made to answer: comparisons, measures, seeds. Its family is all of them together.
 
 Part of the registry: a question stands here before its runs are made, and ``inference.py`` has the rule that judges it.
+"default start" says how its answer is chosen. The others choose nothing: that rule answers each of their comparisons on
+each of their measures, and none counts for more than another.
+
+The two questions "lasting" have six seeds, as a run of theirs is long. Six give few signs (only the least p, 2 / 2⁶, is
+below 0.05), so that what the interval alone would show with a power of 0.8 is settled with one of about 0.6
+(``inference.smallest_effect``): there, "open" says less than with eight. Their third comparison had PyTorch's start until
+``kernel_starts`` made that the default; then it went to the identity. No run of theirs had been committed.
 """
 
 from experiments.comparisons import Question, less

@@ -12,7 +12,8 @@ ENOUGH = 8
 
 
 def told(found: Finding) -> str:
-    """One line: the interval; where the rule leaves it open, the smallest effect that such runs would have seen.
+    """One line: the interval; where the rule leaves it open, the smallest effect that such runs would have seen, four times
+    of five (six seeds three times of five).
 
     Too few seeds to settle anything see no effect of any size: then it is what eight seeds, as far apart, would see.
     """

@@ -17,8 +17,8 @@ from PIL import Image
 
 import rcmha_lite
 from experiments.price import CURVES, prices, ranges, word
-from experiments.questions import QUESTIONS, finding
-from experiments.registry import BASE
+from experiments.questions import QUESTIONS, default_start, finding
+from experiments.registry import BASE, KERNELS
 from experiments.results import load
 from rcmha_lite.config import PRESETS, Config
 from rcmha_lite.data import SHA256
@@ -180,6 +180,24 @@ def test_readme_says_what_the_rule_says_beside_its_table():
     assert all(found.settled for found in plays)
     assert "by {:.3f} and {:.3f}".format(*(-found.interval.mean for found in plays)) in text
     assert not any(found.settled for found in QUESTIONS["longer"].findings().values())
+
+
+def test_readme_tells_what_was_asked_before_its_runs():
+    text = readme.README.read_text(encoding="utf-8")
+    asked = QUESTIONS["convolution by start"]
+    found = asked.findings()
+    loss, plays, accuracy = (
+        found["pytorch", measure] for measure in ("loss", "loss on the plays left out", "accuracy")
+    )
+    assert (asked.declared, len(asked.seeds)) == ("before", 8)
+    assert all(one.settled for one in (loss, plays, accuracy))
+    assert not any(found["identity", measure].settled for measure in asked.measures)
+    assert default_start() == BASE.replace(**KERNELS).kernel_init == "pytorch"
+    mean, low, high, _ = loss.interval
+    lower = (
+        f"at equal steps by {-mean:.4f} ({-high:.4f} to {-low:.4f}), on plays left out by {-plays.interval.mean:.4f}"
+    )
+    assert f"{lower}, and raises the accuracy by {accuracy.interval.mean:.4f}; from the identity all three" in text
 
 
 def test_readme_figure_is_of_these_results():
