@@ -104,7 +104,7 @@ def main() -> None:
     for task, pairs in (("RCMHA", 300), ("50 characters", 200)):
         found[task] = compare(here, there, task, pairs)
         print(task, found[task], flush=True)
-    result = {"benchmark": f"against {name}", "what": __doc__, "results": found, "manifest": manifest()}
+    result = {"benchmark": f"against-{name}", "what": __doc__, "results": found, "manifest": manifest()}
     write_whole(RESULTS / f"against-{name}.json", (json.dumps(result, indent=2) + "\n").encode())
 
 

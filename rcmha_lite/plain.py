@@ -1,17 +1,14 @@
 """When a layer is nothing but its formula: only then may its weights be read instead of the layer being called."""
 
-from typing import TypeGuard, TypeVar
-
 import torch
 from torch import nn
 from torch.autograd import forward_ad
 from torch.nn.modules import module as global_hooks
 
-M = TypeVar("M", bound=nn.Module)
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
-def calls_only_forward(layer: nn.Module, kind: type[M] = nn.Linear) -> TypeGuard[M]:  # type: ignore[assignment]
+def calls_only_forward(layer: nn.Module, kind: type[nn.Module] = nn.Linear) -> bool:
     """Whether calling ``layer`` does what ``kind.forward`` does with its weights, and nothing else.
 
     Not where it is a subclass or a wrapper (adapters, quantised and sharded layers, parametrisations are), has hooks, a

@@ -5,6 +5,7 @@ Each row of the table is a thing that PyTorch, Accelerate or peft does to a mode
 
 import copy
 import itertools
+import os
 import pickle
 import subprocess
 import sys
@@ -703,9 +704,9 @@ def test_offloaded_weights(cell, tmp_path):
 def test_two_processes_are_as_one(tmp_path):
     """DDP, FSDP2 on blocks and on single layers, and sharded matrices; see the worker for what is compared."""
     worker = Path(__file__).with_name("two_processes.py")
-    run = subprocess.run(
-        [sys.executable, worker, tmp_path / "meet"], capture_output=True, text=True, timeout=300, check=False
-    )
+    environment = os.environ | {"PYTHONPATH": str(worker.parents[1])}
+    command = [sys.executable, worker, tmp_path / "meet"]
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert run.returncode == 0, run.stderr[-3000:]
 
 

@@ -67,7 +67,8 @@ def test_a_wheel_has_the_package_whole_and_its_command(tmp_path):
         names = {name for name in held.namelist() if name.startswith("rcmha_lite/")}
         (entry,) = (held.read(name).decode() for name in held.namelist() if name.endswith("entry_points.txt"))
         held.extractall(tmp_path / "site")
-    assert names == {f"rcmha_lite/{file.name}" for file in (ROOT / "rcmha_lite").iterdir() if file.is_file()}
+    ours = (file for file in (ROOT / "rcmha_lite").rglob("*") if file.is_file() and "__pycache__" not in file.parts)
+    assert names == {file.relative_to(ROOT).as_posix() for file in ours}
     assert "rcmha-lite = rcmha_lite.__main__:main" in entry
     code = "import rcmha_lite; print(rcmha_lite.__file__); from rcmha_lite.__main__ import main; main()"
     run = subprocess.run(
