@@ -200,7 +200,7 @@ def check_language_model(Model: Callable[..., nn.Module]) -> str:
     ``[batch, time]`` it makes logits ``[batch, time, vocabulary]``. The number ``memory`` says how many positions are
     kept for each block; in what form is your affair, and where it is 0, logits alone are answer enough. Attention is
     RCMHA, the activation squared ReLU, norms stand before the sublayers, and parameters are named and shaped as in
-    ``rcmha_lite.model.LanguageModel(Config(…)).state_dict()``. Gradients are those of the last segment's logits alone.
+    the ``state_dict()`` of the package's ``LanguageModel``. Gradients are those of the last segment's logits alone.
     """
     with undisturbed():
         return _check_language_model(Model)
