@@ -187,4 +187,4 @@ PRESETS: dict[str, Config] = {
         steps=2500, compile=True,
     ),
 }  # fmt: skip
-"""tiny: seconds, for tests · laptop: about ten minutes of two CPU cores · paper: the public code's settings · gpu."""
+"""tiny: seconds, for tests · laptop: six to ten minutes of two CPU cores · paper: the public code's settings · gpu."""

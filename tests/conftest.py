@@ -1,7 +1,7 @@
 """What the tests share: the folder of golden arrays, and small random inputs."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jaxtyping
@@ -32,6 +32,23 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def call(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, str, str]]:
+    """A command of the package's command line: exit status, standard output and error."""
+    from rcmha_lite import __main__ as command_line  # only now: imports before the tests' type checks would escape them
+
+    def run(*words: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["rcmha_lite", *map(str, words)])
+        status = 0
+        try:
+            command_line.main()
+        except SystemExit as stop:
+            status = int(stop.code or 0)
+        return status, *capsys.readouterr()
+
+    return run
 
 
 @pytest.fixture

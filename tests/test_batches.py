@@ -1,11 +1,10 @@
 """Several texts from one model: each is what it is alone, whatever stands beside it."""
 
-import sys
+from functools import partial
 
 import pytest
 import torch
 
-from rcmha_lite import __main__ as command_line
 from rcmha_lite import checkpoint
 from rcmha_lite.config import PRESETS
 from rcmha_lite.generation import Stream, generate, generate_batch, generate_batch_ids, generate_ids, generators
@@ -119,19 +118,9 @@ def test_bad_prompts_of_a_batch_and_training_mode(unchecked):
 
 
 @pytest.fixture
-def call(capsys, monkeypatch):
+def sample(call):
     """Exit status, standard output and error of ``sample``."""
-
-    def run(*words):
-        monkeypatch.setattr(sys, "argv", ["rcmha_lite", "sample", *map(str, words)])
-        status = 0
-        try:
-            command_line.main()
-        except SystemExit as stop:
-            status = stop.code
-        return status, *capsys.readouterr()
-
-    return run
+    return partial(call, "sample")
 
 
 @pytest.fixture
@@ -141,21 +130,21 @@ def trained(tmp_path):
     return tmp_path / "run"
 
 
-def test_samples_on_the_command_line(call, trained):
+def test_samples_on_the_command_line(sample, trained):
     words = ["--checkpoint", trained, "--prompt", "MEN", "--length", 9, "--seed", 4]
-    alone = call(*words)[1].removesuffix("\n")
-    status, three, err = call(*words, "--samples", 3)
+    alone = sample(*words)[1].removesuffix("\n")
+    status, three, err = sample(*words, "--samples", 3)
     assert status == 0, err
     assert three.startswith(f"--- 1 of 3 ---\n{alone}\n--- 2 of 3 ---\nMEN")
-    two = call(*words, "--samples", 2)[1]
+    two = sample(*words, "--samples", 2)[1]
     assert two.replace("of 2", "of 3") == three.split("--- 3 of 3 ---")[0]
-    assert call(*words, "--samples", 0)[0] == 2
+    assert sample(*words, "--samples", 0)[0] == 2
 
 
-def test_a_prompt_from_a_file(call, trained, tmp_path):
+def test_a_prompt_from_a_file(sample, trained, tmp_path):
     file = tmp_path / "prompt.txt"
     file.write_bytes(b"ROMEO:\nO\n")
-    status, out, err = call("--checkpoint", trained, "--prompt-file", file, "--length", 5)
+    status, out, err = sample("--checkpoint", trained, "--prompt-file", file, "--length", 5)
     assert status == 0, err
     assert out.startswith("ROMEO:\nO\n")
     assert len(out) == 9 + 5 + 1
@@ -168,21 +157,21 @@ def test_a_prompt_from_a_file(call, trained, tmp_path):
     }
     for content, message in bad.items():
         file.write_bytes(content)
-        status, out, err = call("--checkpoint", trained, "--prompt-file", file)
+        status, out, err = sample("--checkpoint", trained, "--prompt-file", file)
         assert (status, out, err.count("\n")) == (1, "", 1)
         assert message in err
-    status, _, err = call("--checkpoint", trained, "--prompt-file", file, "--prompt", "A")
+    status, _, err = sample("--checkpoint", trained, "--prompt-file", file, "--prompt", "A")
     assert status == 2
     assert "--prompt and --prompt-file both say" in err
 
 
-def test_bad_sampling_at_length_0_gets_one_line(call, trained):
+def test_bad_sampling_at_length_0_gets_one_line(sample, trained):
     for words, message in (
         ("--top-p 7", "top_p 7.0"),
         ("--temperature -3", "temperature -3.0"),
         ("--top-k 0", "top_k 0"),
     ):
         for several in ([], ["--samples", 2]):
-            status, out, err = call("--checkpoint", trained, "--length", 0, *words.split(), *several)
+            status, out, err = sample("--checkpoint", trained, "--length", 0, *words.split(), *several)
             assert (status, out, err.count("\n")) == (1, "", 1)
             assert message in err

@@ -14,27 +14,9 @@ import pytest
 import torch
 
 import rcmha_lite
-from rcmha_lite import __main__ as command_line
 from rcmha_lite import checkpoint, data, here, training
 from rcmha_lite.config import PRESETS, Config
 from rcmha_lite.model import LanguageModel
-
-
-def run(capsys, monkeypatch, *words):
-    """Exit status, standard output and error of one command."""
-    monkeypatch.setattr(sys, "argv", ["rcmha_lite", *map(str, words)])
-    status = 0
-    try:
-        command_line.main()
-    except SystemExit as stop:
-        status = stop.code
-    out, err = capsys.readouterr()
-    return status, out, err
-
-
-@pytest.fixture
-def call(capsys, monkeypatch):
-    return lambda *words: run(capsys, monkeypatch, *words)
 
 
 @pytest.fixture

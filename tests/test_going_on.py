@@ -12,7 +12,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from rcmha_lite import __main__ as command_line
 from rcmha_lite import checkpoint, texts, training
 from rcmha_lite.checkpoint import CheckpointError, load_model
 from rcmha_lite.config import Config
@@ -244,18 +243,8 @@ def test_own_text_goes_on_in_its_alphabet(tmp_path):
         assert texts.load_tokenizer(folder).characters == own.tokenizer.characters
 
 
-def test_on_the_command_line(tmp_path, monkeypatch, capsys):
+def test_on_the_command_line(tmp_path, call):
     """The run's own configuration and text, found in its folder."""
-
-    def call(*words):
-        monkeypatch.setattr(sys, "argv", ["rcmha_lite", *map(str, words)])
-        status = 0
-        try:
-            command_line.main()
-        except SystemExit as stop:
-            status = stop.code
-        return status, *capsys.readouterr()
-
     (tmp_path / "text.txt").write_text(TEXT, encoding="utf-8")
     out = tmp_path / "run"
     small = ["--preset", "tiny", "--layers", 1, "--d-model", 16, "--n-heads", 2, "--d-ff", 16, "--steps", 3]

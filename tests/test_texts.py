@@ -4,13 +4,11 @@ import hashlib
 import json
 import shutil
 import signal
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-from rcmha_lite import __main__ as command_line
 from rcmha_lite import checkpoint, texts, training
 from rcmha_lite.checkpoint import CheckpointError, load_model
 from rcmha_lite.data import SHAKESPEARE_CHARACTERS, CharTokenizer, load_tiny_shakespeare
@@ -19,23 +17,6 @@ from rcmha_lite.texts import OwnText, find_text, load_tokenizer, read_text
 GREEK = "μῆνιν ἄειδε θεὰ Πηληϊάδεω Ἀχιλῆος\nοὐλομένην, 😀\n" * 40 + "Ω at the very end\n"
 SMALL = ["--preset", "tiny", "--layers", 1, "--d-model", 16, "--n-heads", 2, "--d-ff", 16, "--context", 16]
 SMALL += ["--window", 16, "--steps", 3, "--device", "cpu"]
-
-
-@pytest.fixture
-def call(capsys, monkeypatch):
-    """Exit status, standard output and error of one command."""
-
-    def run(*words):
-        monkeypatch.setattr(sys, "argv", ["rcmha_lite", *map(str, words)])
-        status = 0
-        try:
-            command_line.main()
-        except SystemExit as stop:
-            status = stop.code
-        out, err = capsys.readouterr()
-        return status, out, err
-
-    return run
 
 
 @pytest.fixture
