@@ -18,9 +18,9 @@ from rcmha_lite.attention import attention, fused_attention
 from rcmha_lite.config import CELLS, PRESETS, Config
 from rcmha_lite.generation import generate_batch_ids
 from rcmha_lite.model import LanguageModel, Memory, squared_relu
+from rcmha_lite.optimizers import build_optimizers
 from rcmha_lite.positions import factorise, shift, sinusoids
 from rcmha_lite.stepping import Stepper
-from rcmha_lite.training import build_optimizers
 
 
 def in_turn(first: Callable[[], Any], second: Callable[[], Any], rounds: int = 9) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from rcmha_lite.config import Config
 from rcmha_lite.convolution import HeadConvolution
 from rcmha_lite.manifest import manifest
 from rcmha_lite.model import LanguageModel
-from rcmha_lite.training import build_optimizers, rate_factor
+from rcmha_lite.optimizers import build_optimizers, rate_factor
 
 PERIODS = (12, 32)  # of a sequence: at least, and less than
 

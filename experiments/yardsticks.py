@@ -9,7 +9,7 @@ from experiments.results import load
 from rcmha_lite.accounting import flops
 from rcmha_lite.config import Config
 from rcmha_lite.model import LanguageModel
-from rcmha_lite.training import build_optimizers
+from rcmha_lite.optimizers import build_optimizers
 
 
 class Yardstick(NamedTuple):

@@ -1,4 +1,4 @@
-"""The whole of training: optimisers, schedule, loop, checkpoints, results."""
+"""The whole of training: loop, checkpoints, results."""
 
 import dataclasses
 import hashlib
@@ -31,8 +31,9 @@ from rcmha_lite.data import (
 )
 from rcmha_lite.evaluation import evaluate
 from rcmha_lite.here import device_of, on_cpu
-from rcmha_lite.manifest import compiler_is_there, manifest
+from rcmha_lite.manifest import bfloat16_is_fast, compiler_is_there, manifest
 from rcmha_lite.model import LanguageModel, Memory
+from rcmha_lite.optimizers import Muon, build_optimizers, rate_factor
 from rcmha_lite.precision import LossScaler, precision_for
 from rcmha_lite.stopping import Interrupted as Interrupted
 from rcmha_lite.stopping import Stop, progress_bar, stop_requested
@@ -42,44 +43,6 @@ LOOK_SECONDS = 0.5
 LOOK_STEPS = 10
 """A run looks at its device, and so waits for it, before each validation, checkpoint and stop, and between them for the
 progress bar: one process after so many seconds, several after so many steps, the same in each."""
-
-
-def build_optimizers(model: LanguageModel, config: Config) -> list[torch.optim.Optimizer]:
-    """Matrices of the blocks to Muon (Jordan et al. 2024) or, decayed, to Adam; everything else to Adam undecayed.
-
-    The convolution's kernels are of the latter; they make a group of their own where their rate is another.
-    """
-    named = list(model.named_parameters())
-    hidden = {n for n, p in named if n.startswith("blocks.") and p.ndim == 2 and n.endswith(("weight", "projection"))}
-    kernels = {n for n, _ in named if ".convolution." in n} if config.kernel_rate != 1 else set()
-    matrices, rest = [p for n, p in named if n in hidden], [p for n, p in named if n not in hidden | kernels]
-    kind = torch.optim.Adam if config.optimizer == "adam" else torch.optim.AdamW
-    groups: list[dict[str, Any]] = [{"params": rest, "weight_decay": 0.0}]
-    if kernels:
-        rate = config.learning_rate * config.kernel_rate
-        groups.append({"params": [p for n, p in named if n in kernels], "weight_decay": 0.0, "lr": rate})
-    optimizers: list[torch.optim.Optimizer] = []
-    if config.optimizer == "muon":
-        optimizers.append(
-            torch.optim.Muon(matrices, lr=config.muon_rate, weight_decay=config.weight_decay, adjust_lr_fn="original")
-        )
-    else:
-        groups.append({"params": matrices, "weight_decay": config.weight_decay})
-    optimizers.append(kind(groups, lr=config.learning_rate, betas=(0.9, config.beta2), fused=True))
-    return optimizers
-
-
-def rate_factor(config: Config, step: int) -> float:
-    """What the learning rates are multiplied by at ``step`` = 0, 1, …, steps − 1.
-
-    linear: min(1, (step + 1) / warmup, (steps − step) / (decay · steps)); noam (Vaswani et al. 2017):
-    d_model^−½ · min((step + 1)^−½, (step + 1) · warmup^−1½).
-    """
-    done = step + 1
-    if config.schedule == "noam":
-        return config.d_model**-0.5 * min(done**-0.5, done * max(config.warmup, 1) ** -1.5)
-    falling = (config.steps - step) / (config.decay * config.steps) if config.decay else 1.0
-    return min(1.0, done / max(config.warmup, 1), falling)
 
 
 def loss_and_accuracy(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
@@ -143,6 +106,7 @@ class Trainer:
             **({"characters": tokenizer.characters} if self.own else {}),
             **{name: getattr(config, name) for name in checkpoint.MAY_CHANGE if name != "device"},
             "compile": compiled,
+            **({"muon": "float32"} if isinstance(self.optimizers[0], Muon) and not bfloat16_is_fast(device) else {}),
         }
         texts = {(o["data_sha256"], o.get("characters", SHAKESPEARE_CHARACTERS)) for o in (*progress.origins, origin)}
         if len(texts) > 1:

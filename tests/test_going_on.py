@@ -15,8 +15,9 @@ from safetensors.torch import load_file
 from rcmha_lite import checkpoint, texts, training
 from rcmha_lite.checkpoint import CheckpointError, load_model
 from rcmha_lite.config import Config
+from rcmha_lite.optimizers import rate_factor
 from rcmha_lite.texts import OwnText
-from rcmha_lite.training import Interrupted, rate_factor, train
+from rcmha_lite.training import Interrupted, train
 
 TEXT = "".join(f"{a} loves {b}.\n" for a in ("Romeo", "Juliet", "Hamlet", "Puck") for b in ("wine", "war", "gold")) * 30
 FAST = Config(

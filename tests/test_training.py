@@ -18,7 +18,8 @@ from rcmha_lite.config import CELLS, PRESETS, Config
 from rcmha_lite.data import CharTokenizer, split
 from rcmha_lite.evaluation import evaluate
 from rcmha_lite.model import LanguageModel
-from rcmha_lite.training import Interrupted, build_optimizers, rate_factor, train
+from rcmha_lite.optimizers import build_optimizers, rate_factor
+from rcmha_lite.training import Interrupted, train
 
 TEXT = "".join(f"{a} loves {b}.\n" for a in ("Romeo", "Juliet", "Hamlet", "Puck") for b in ("wine", "war", "gold")) * 30
 FAST = Config(
