@@ -7,7 +7,7 @@ from itertools import combinations
 from typing import Literal
 
 from experiments.inference import Finding, judge
-from experiments.results import seeds, values
+from experiments.results import load, seeds, values
 
 MEASURES: dict[str, tuple[str, ...]] = {
     "loss": ("val_loss",),
@@ -46,6 +46,7 @@ class Question:
         for name, weights in self.comparisons.items():
             made = {run: _made(run, self.seeds) for run in weights}
             if all(len(names) == len(self.seeds) for names in made.values()):
+                _require_one_kind_of_numbers(name, made)
                 for measure in self.measures:
                     each = {run: _values(names, measure) for run, names in made.items()}
                     found[name, measure] = [
@@ -63,6 +64,21 @@ def _made(run: str, wanted: range) -> list[tuple[str, int]]:
     """Every wanted seed that the run has results for, with the name that it has there."""
     names = {seed: name for name in run.split(" or ") for seed in seeds(name)}
     return [(names[seed], seed) for seed in wanted if seed in names]
+
+
+def _require_one_kind_of_numbers(comparison: str, made: Mapping[str, Sequence[tuple[str, int]]]) -> None:
+    """ValueError where runs of one seed multiplied in other numbers: their difference would be the rounding's, too."""
+    for n, (_, seed) in enumerate(next(iter(made.values()))):
+        found = {run: numbers_of(f"{names[n][0]}-{seed}") for run, names in made.items()}
+        if len(set(found.values())) > 1:
+            told = ", ".join(f"{run} in {numbers}" for run, numbers in found.items())
+            raise ValueError(f"{comparison}, seed {seed}: {told}: make these runs again on one kind of machine")
+
+
+def numbers_of(name: str) -> str:
+    """In what a run multiplied: its precision, and that of Muon's iteration where it was not bfloat16."""
+    origin = load(name)["manifest"]
+    return " and ".join(str(origin[key]) for key in ("precision", "muon") if key in origin)
 
 
 def _values(made: Sequence[tuple[str, int]], measure: str) -> list[float]:

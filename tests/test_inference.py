@@ -169,11 +169,25 @@ def test_a_question_is_answered_when_all_its_declared_seeds_are_there(monkeypatc
     monkeypatch.setattr(
         comparisons, "values", lambda name, *_, over: [{"g/a": 3.0, "h/a": 5.0}.get(name, 1.0) + seed for seed in over]
     )
+    monkeypatch.setattr(comparisons, "numbers_of", lambda run: "bf16")
     asked = {"a": less("g/a or h/a", "g/b"), "short": less("g/a", "g/b"), "later": less("g/late", "g/b")}
     question = Question("?", asked, ("loss",), range(8))
     assert question.differences() == {("a", "loss"): [2.0] * 7 + [4.0]}
     assert question.findings()["a", "loss"].family == 3
     assert Question("?", {"later": less("g/late", "g/b")}, ("loss",), range(8)).findings() == {}
+
+
+def test_runs_that_multiplied_in_other_numbers_are_not_compared(monkeypatch):
+    """Neither bfloat16 with float32, nor Muon's iteration in one with the other's."""
+    made = {"a": {"precision": "bf16"}, "b": {"precision": "no"}, "c": {"precision": "no", "muon": "float32"}}
+    monkeypatch.setattr(comparisons, "seeds", lambda name: list(range(8)))
+    monkeypatch.setattr(comparisons, "values", lambda name, *_, over: [1.0 + seed for seed in over])
+    monkeypatch.setattr(comparisons, "load", lambda run: {"manifest": made[run.partition("/")[2].partition("-")[0]]})
+    for one, other in itertools.combinations(made, 2):
+        question = Question("?", {"x": less(f"g/{one}", f"g/{other}")}, ("loss",), range(8))
+        with pytest.raises(ValueError, match=f"x, seed 0: g/{one} in .*, g/{other} in .*make these runs again"):
+            question.differences()
+    assert Question("?", {"x": less("g/a", "g/a")}, ("loss",), range(8)).differences()
 
 
 def test_every_two_runs():
