@@ -30,6 +30,7 @@ def manifest() -> dict[str, Any]:
         "torch": torch.__version__,
         "system": platform.system(),
         "processor": _processor(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),  # one name may stand for several generations
         "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "environment": {
