@@ -675,3 +675,60 @@ def test_without_asserts_the_same_is_refused():
     environment = os.environ | {"PYTHONPATH": str(root), "PYTHONOPTIMIZE": "1"}
     run = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)
     assert run.stdout.split()[-1:] == [str(len([*FAULTS][::15]) + len([*MODEL_FAULTS][::15]))], run.stdout + run.stderr
+
+
+HEADS_ONLY = [
+    ("self.position, self.convolution = Position(n_heads, self.d), Convolution(self.d)", "pass"),
+    (CONVOLVE, "q, k, v = qkv"),
+    (SCORES, "scores = q @ k.transpose(2, 3) / math.sqrt(self.d)"),
+]
+KERNELS_ONLY = [
+    (
+        "self.position, self.convolution = Position(n_heads, self.d), Convolution(self.d)",
+        "self.convolution = Convolution(self.d)",
+    ),
+    (SCORES, "scores = q @ k.transpose(2, 3) / math.sqrt(self.d)"),
+]
+NO_MEMORY = [
+    (JOIN, "context = x"),
+    (
+        "def forward(self, x: Tensor, memory: Tensor | None = None) -> Tensor:\n        queries",
+        "def forward(self, x: Tensor) -> Tensor:\n        queries",
+    ),
+]
+UNFINISHED = {"heads": HEADS_ONLY, "kernels": KERNELS_ONLY, "distances": NO_MEMORY}
+
+
+@pytest.mark.parametrize("until", UNFINISHED)
+def test_an_unfinished_class_is_right_until_its_last_part(until):
+    """And refused where it ends: what comes next is named, as the parameters that are missing or as memory."""
+    kind = changed(*UNFINISHED[until])["RCMHA"]
+    assert exercises.check_rcmha(kind, until=until).startswith(f"Right, until the {until}: ")
+    later = list(attention_check.UNTIL)[list(attention_check.UNTIL).index(until) + 1]
+    with pytest.raises(AssertionError, match="is missing" if until != "distances" else "memory"):
+        exercises.check_rcmha(kind, until=later)
+
+
+@pytest.mark.parametrize(
+    ("until", "fault"),
+    [
+        ("heads", "mask after the softmax"), ("heads", "no root of d"), ("heads", "heads merged without transposing"),
+        ("heads", "softmax over the queries"), ("heads", "batch mixed"), ("heads", "own position hidden"),
+        ("kernels", "kernels reversed"), ("kernels", "padded on both sides"), ("kernels", "keys not convolved"),
+        ("kernels", "kernel bias forgotten"), ("kernels", "one kernel for all three"),
+        ("distances", "no shift"), ("distances", "cosines first"), ("distances", "v missing"),
+        ("distances", "u and v exchanged"), ("distances", "kernels after u"),
+    ],
+)  # fmt: skip
+def test_a_fault_is_seen_as_soon_as_its_part_is_there(until, fault):
+    part, edits = FAULTS[fault]
+    unfinished = {} if until == "distances" else dict(UNFINISHED[until])
+    for old, new in edits:
+        unfinished[old] = new if old not in unfinished else new.replace("self.position(q, k)", "q @ k.transpose(2, 3)")
+    with pytest.raises(AssertionError, match=part):
+        exercises.check_rcmha(changed(*unfinished.items())["RCMHA"], until=until)
+
+
+def test_another_end_is_refused_in_words():
+    with pytest.raises(AssertionError, match="until: expected one of heads, kernels, distances, memory, found 'all'"):
+        exercises.check_rcmha(rcmha_in_one_file.RCMHA, until="all")

@@ -187,8 +187,17 @@ RCMHA_STAGES = (
 )
 
 
+UNTIL: dict[str, tuple[str, tuple[str, ...]]] = {
+    "heads": ("the heads", ("query", "key", "value", "output")),
+    "kernels": ("the kernels' biases", ("query", "key", "value", "output", "convolution")),
+    "distances": ("all parts together", ("",)),
+    "memory": ("all parts together, with memory", ("",)),
+}
+"""How far a class has come: the last stage that it must pass, and the beginnings of the names of its parameters."""
+
+
 @telling
-def check_rcmha(RCMHA: Callable[[int, int], nn.Module]) -> str:
+def check_rcmha(RCMHA: Callable[[int, int], nn.Module], until: str = "memory") -> str:
     """Your class, made as ``RCMHA(d_model, n_heads)`` and called as ``module(x)`` or ``module(x, memory)``, beside
     ``attention.rcmha``.
 
@@ -196,9 +205,13 @@ def check_rcmha(RCMHA: Callable[[int, int], nn.Module]) -> str:
     parameters are named and shaped as in ``attention.rcmha(d_model, n_heads).state_dict()``, so that weights can be
     carried over: kernels of 3 taps, 32 waves of base 10 000. Parts are switched on one after another, in float64;
     outputs and gradients must agree in all of them, then in float32.
+
+    A class that is not finished is checked ``until`` one of four: "heads", where it has four projections and no more;
+    "kernels"; "distances"; "memory", which is the whole.
     """
+    require(until in UNTIL, f"until: expected one of {', '.join(UNTIL)}, found {until!r}")
     with undisturbed():
-        return _check_rcmha(RCMHA)
+        return _check_rcmha(RCMHA, until)
 
 
 def _attend(module: Any, inputs: Inputs) -> tuple[Tensor, Tensor]:
@@ -211,19 +224,21 @@ def _attend(module: Any, inputs: Inputs) -> tuple[Tensor, Tensor]:
     return found, found
 
 
-def _check_rcmha(RCMHA: Any) -> str:
+def _check_rcmha(RCMHA: Any, until: str) -> str:
+    last, parameters = UNTIL[until]
     pairs: dict[tuple[int, int], tuple[nn.Module, nn.Module]] = {}
 
     def pair(d_model: int, n_heads: int) -> tuple[nn.Module, nn.Module]:
         if (d_model, n_heads) not in pairs:
             yours = made(RCMHA, {"d_model": d_model, "n_heads": n_heads}, "RCMHA")
             theirs = attention.rcmha(d_model, n_heads).double()
-            shapes = {name: tuple(p.shape) for name, p in theirs.named_parameters()}
+            shapes = {n: tuple(p.shape) for n, p in theirs.named_parameters() if n.startswith(parameters)}
             require_names(yours, shapes, f"RCMHA({d_model}, {n_heads})")
             pairs[d_model, n_heads] = yours, theirs
         return pairs[d_model, n_heads]
 
-    only_the_readers(lambda: made(RCMHA, {"d_model": 8, "n_heads": 2}, "RCMHA"), _arrays((8, 2, 2, 3, 2)), "RCMHA")
+    past = 2 if until == "memory" else 0
+    only_the_readers(lambda: made(RCMHA, {"d_model": 8, "n_heads": 2}, "RCMHA"), _arrays((8, 2, 2, 3, past)), "RCMHA")
     before: list[str] = []
     for stage in RCMHA_STAGES:
         for case in stage.cases:
@@ -232,6 +247,8 @@ def _check_rcmha(RCMHA: Any) -> str:
             where = f"{given}, {heads} head{'s' * (heads > 1)}"
             compare(stage, *pair(*case[:2]), inputs, _attend, before, where)
         before.append(stage.part)
+        if stage.part == last and until != "memory":
+            return f"Right, until the {until}: {', '.join(before)}. Outputs and gradients are the package's."
     yours, theirs = pair(16, 2)
     require_manners(yours, theirs, _arrays((16, 2, 2, 6, 3)), _attend)
     require_independence(
