@@ -1,7 +1,6 @@
 """Every figure of the book: data in, matplotlib figure out. Titles state findings, so the chapters give them."""
 
-import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,7 +8,7 @@ from jaxtyping import Float
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import FancyBboxPatch
+from matplotlib.patches import Circle, FancyBboxPatch
 
 BLUE, ORANGE, GREEN, PINK, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#666666"  # Okabe and Ito 2008
 CYCLE = (BLUE, ORANGE, GREEN, PINK)
@@ -184,39 +183,85 @@ def learning_curve(title: str, results: Mapping[str, Any], levels: Mapping[str, 
     return figure
 
 
-def component_map(title: str, lit: frozenset[str] = frozenset({"position", "convolution"})) -> Figure:
-    """The attention module as boxes and arrows; the parts of ``lit`` are the ones that a cell of the grid adds."""
-    figure, axes = plt.subplots(figsize=(7.4, 3.1), layout="constrained")
-    axes.set_title(title, loc="left", fontsize=11, fontweight="bold")
-    axes.set(xlim=(0, 10.4), ylim=(0.8, 5))
+PARTS = ("attention", "convolution", "distances", "memory", "block", "feed-forward")
+"""What ``component_map`` can light."""
+
+_COLOURS = dict(zip(PARTS, (BLUE, ORANGE, GREEN, "#444444", "#444444", "#7A4B9A"), strict=True))
+_BOXES: dict[str, tuple[float, float, float, str, str]] = {  # left, middle, width, text, part
+    "x": (0.0, 6.0, 2.0, "x", "attention"),
+    "memory": (0.0, 7.5, 2.0, "memory", "memory"),
+    "norm": (3.3, 6.0, 1.2, "norm", "block"),
+    "project": (6.0, 6.0, 2.0, "$W_q, W_k, W_v$\nsplit in heads", "attention"),
+    "kernels": (10.8, 6.0, 2.2, "3 taps for each\nchannel of a head", "convolution"),
+    "distances": (6.0, 3.2, 2.6, "distances $i - j$\n$W r$, u and v", "distances"),
+    "scores": (10.8, 3.2, 2.2, "scores / $\\sqrt{d}$,\nmask, softmax", "attention"),
+    "mix": (10.8, 0.4, 2.2, "weights · v", "attention"),
+    "out": (7.7, 0.4, 1.9, "merge, $W_o$", "attention"),
+    "norm 2": (4.9, 0.4, 1.1, "norm", "block"),
+    "feed-forward": (2.0, 0.4, 2.1, "$W_1$, max(·, 0)²,\n$W_2$", "feed-forward"),
+}
+_ARROWS: tuple[tuple[str, str, str, str, tuple[float, float]], ...] = (  # from, to, part, shape, where it stands
+    ("x", "norm", "attention", "[T, D]", (2.65, 6.75)),
+    ("norm", "project", "attention", "[C, D]", (5.25, 6.75)),
+    ("project", "kernels", "attention", "q, k, v\n[3, h, C, d]", (9.4, 6.85)),
+    ("kernels", "scores", "attention", "q [h, T, d]\nk [h, C, d]", (10.75, 4.87)),
+    ("distances", "scores", "distances", "[h, T, C]", (9.7, 3.95)),
+    ("scores", "mix", "attention", "weights\n[h, T, C]", (10.9, 2.07)),
+    ("mix", "out", "attention", "[h, T, d]", (10.2, 1.15)),
+    ("norm 2", "feed-forward", "block", "", (0, 0)),
+)
+
+
+def component_map(title: str, lit: Iterable[str] = PARTS) -> Figure:
+    """A block of RCMHA as boxes and arrows with the shape of what flows: T positions, C with the memory, D channels, h
+    heads of d. Parts that are not ``lit`` are pale and dashed. ValueError names the parts where one is unknown.
+    """
+    if unknown := set(lit := tuple(lit)) - set(PARTS):
+        raise ValueError(f"no part {', '.join(sorted(unknown))}: the parts are {', '.join(PARTS)}")
+    figure, axes = plt.subplots(figsize=(7.4, 4.5), layout="constrained")
+    axes.set_title(title, loc="left", fontsize=11, fontweight="bold", wrap=True)
+    axes.set(xlim=(-0.4, 15.1), ylim=(-1.9, 8.4))
     axes.axis("off")
-    boxes = {
-        "x": (0.1, 2.1, "memory,\nsegment", None),
-        "project": (1.7, 2.1, "W_q, W_k, W_v\none product", None),
-        "convolve": (3.7, 2.1, "causal depth-\nwise kernels", "convolution"),
-        "score": (5.7, 2.1, "scores,\nsoftmax", None),
-        "relative": (5.7, 4.0, "distance\ni − j", "position"),
-        "mix": (7.4, 2.1, "weights × V", None),
-        "out": (9.0, 2.1, "W_o", None),
-    }
-    sizes = {"x": 1.2, "project": 1.6, "convolve": 1.6, "score": 1.3, "relative": 1.3, "mix": 1.3, "out": 1.0}
-    for name, (x, y, text, part) in boxes.items():
-        colour = ORANGE if part in lit else BLUE
-        dashed = part is not None and part not in lit
+
+    def ink(part: str) -> dict[str, Any]:
+        on = part in lit
+        return {"color": _COLOURS[part] if on else "#999999", "linestyle": "-" if on else "--"}
+
+    def arrow(start: tuple[float, float], end: tuple[float, float], part: str, bend: float = 0.0) -> None:
+        style = {"arrowstyle": "-|>", "linewidth": 1.2, "connectionstyle": f"arc3,rad={bend}"} | ink(part)
+        axes.annotate("", end, start, arrowprops=style)
+
+    for left, middle, width, text, part in _BOXES.values():
+        pen = ink(part)
         box = FancyBboxPatch(
-            (x, y), sizes[name], 0.9, boxstyle="round,pad=0.05", facecolor="white" if dashed else colour + "22",
-            edgecolor=GREY if dashed else colour, linestyle="--" if dashed else "-", linewidth=1.4,
+            (left, middle - 0.55), width, 1.1, boxstyle="round,pad=0.06", linewidth=1.4, linestyle=pen["linestyle"],
+            facecolor=pen["color"] + "22" if part in lit else "white", edgecolor=pen["color"],
         )  # fmt: skip
         axes.add_patch(box)
-        axes.text(x + sizes[name] / 2, y + 0.45, text, ha="center", va="center", fontsize=9)
-    arrow = {"arrowstyle": "-|>", "color": GREY, "linewidth": 1.2}
-    path = ["x", "project", "convolve", "score", "mix", "out"]
-    for a, b in itertools.pairwise(path):
-        start, stop = boxes[a][0] + sizes[a] + 0.06, boxes[b][0] - 0.06
-        axes.annotate("", (stop, 2.55), (start, 2.55), arrowprops=arrow)
-    axes.annotate("", (6.35, 3.06), (6.35, 3.94), arrowprops=arrow)
-    axes.annotate(
-        "", (8.05, 2.04), (4.5, 2.04), arrowprops=arrow | {"connectionstyle": "arc3,rad=0.35", "linestyle": ":"}
-    )
-    axes.text(6.3, 1.02, "values", ha="center", fontsize=9, color=GREY)
+        axes.text(left + width / 2, middle, text, ha="center", va="center", fontsize=8.5, color="black")
+    for one, other, part, shape, place in _ARROWS:
+        a, b = _BOXES[one], _BOXES[other]
+        if a[1] == b[1]:
+            right = a[0] < b[0]
+            ends = (a[0] + (a[2] + 0.08 if right else -0.08), a[1]), (b[0] + (-0.08 if right else b[2] + 0.08), b[1])
+        else:
+            ends = (a[0] + a[2] / 2, a[1] - 0.63), (b[0] + b[2] / 2, b[1] + 0.63)
+        arrow(*ends, part)
+        axes.text(
+            *place, shape, ha="right" if "[h, C" in shape or "weights" in shape else "center", va="center", fontsize=8
+        )
+    arrow((2.08, 7.5), (3.7, 6.65), "memory")
+    arrow((13.08, 6.0), (13.08, 0.6), "attention", -0.28)
+    axes.text(14.15, 3.3, "v\n[h, C, d]", ha="left", va="center", fontsize=8)
+    for at in (6.85, 1.0):
+        axes.text(at, 0.4, "+", ha="center", va="center", fontsize=13, color=ink("block")["color"])
+        axes.add_patch(Circle((at, 0.4), 0.33, fill=False, edgecolor=ink("block")["color"]))
+    arrow((7.62, 0.4), (7.22, 0.4), "block")
+    arrow((6.48, 0.4), (6.08, 0.4), "block")
+    arrow((1.92, 0.4), (1.37, 0.4), "block")
+    arrow((0.63, 0.4), (-0.3, 0.4), "block")
+    arrow((1.0, 5.36), (6.65, 0.72), "block")  # x to the first sum
+    axes.text(3.3, 2.9, "x", fontsize=8, ha="right")
+    arrow((6.85, 0.03), (1.1, 0.03), "block", -0.22)  # and on to the second
+    axes.text(4.0, -1.45, "[T, D]", fontsize=8, ha="center")
     return figure

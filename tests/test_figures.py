@@ -77,11 +77,20 @@ def test_learning_curve_counts_characters():
     assert list(axes.lines[1].get_ydata()) == [0.4, 0.2]
 
 
-@pytest.mark.parametrize("lit", [frozenset(), frozenset({"position"}), frozenset({"position", "convolution"})])
-def test_component_map_dashes_what_a_cell_lacks(lit):
-    boxes = figures.component_map("finding", lit).axes[0].patches
-    styles = [box.get_linestyle() for box in boxes if hasattr(box, "get_boxstyle") and box.get_boxstyle().pad == 0.05]
-    assert styles.count("--") == 2 - len(lit)
+@pytest.mark.parametrize("lit", [(), ("attention",), ("attention", "convolution"), figures.PARTS])
+def test_component_map_dashes_what_is_not_lit(lit):
+    """Each part has its boxes, drawn whole and in its colour when lit, dashed and grey when not."""
+    boxes = [p for p in figures.component_map("finding", lit).axes[0].patches if hasattr(p, "get_boxstyle")]
+    parts = [part for *_, part in figures._BOXES.values()]
+    assert [box.get_linestyle() for box in boxes if box.get_boxstyle().pad == 0.06] == [
+        "-" if part in lit else "--" for part in parts
+    ]
+    assert set(parts) == set(figures.PARTS)
+
+
+def test_an_unknown_part_of_the_map_is_named():
+    with pytest.raises(ValueError, match="no part kernels: the parts are attention, convolution, distances"):
+        figures.component_map("finding", ["attention", "kernels"])
 
 
 def test_more_series_than_colours_are_refused():
