@@ -4,9 +4,9 @@ import json
 import re
 
 import pytest
+from tools.exercises import of_notebook
 
 from rcmha_lite.exercises.rcmha_in_one_file import RCMHA, LanguageModel
-from tools.exercises import of_notebook
 from tools.pages import ROOT
 
 CELLS = json.loads((ROOT / "chapters/06_write_rcmha.ipynb").read_text(encoding="utf-8"))["cells"]
@@ -18,7 +18,9 @@ def named(name: str) -> bool:
     """Whether the name of a parameter stands in the text: whole, with n for a block's number, or as module and leaf."""
     name = re.sub(r"blocks\.\d+", "blocks.n", name)
     module, _, leaf = name.rpartition(".")
-    inside = module.removeprefix("blocks.n.attention").lstrip(".") if module.startswith("blocks.n.attention.") else module
+    inside = (
+        module.removeprefix("blocks.n.attention").lstrip(".") if module.startswith("blocks.n.attention.") else module
+    )
     whole = {f"`{name}`", f"`{name.removeprefix('blocks.n.attention.')}`"}
     return any(text in BEFORE for text in whole) or (f"`{inside}`" in BEFORE and (leaf in ("weight", "bias")))
 
@@ -50,5 +52,11 @@ def test_what_was_guessed_before_is_said(fact):
 def test_the_stages_are_graded_until_each_part():
     notebook = __import__("nbformat").read(ROOT / "chapters/06_write_rcmha.ipynb", as_version=4)
     stubs = "\n".join(stub for one in of_notebook(notebook) for stub in one.stubs)
-    for until in ('until="heads"', 'until="kernels"', 'until="distances"', "check_rcmha(RCMHA))", "check_language_model"):
+    for until in (
+        'until="heads"',
+        'until="kernels"',
+        'until="distances"',
+        "check_rcmha(RCMHA))",
+        "check_language_model",
+    ):
         assert until in stubs

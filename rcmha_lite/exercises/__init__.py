@@ -13,6 +13,7 @@ from rcmha_lite.exercises.language_model import check_language_model
 from rcmha_lite.exercises.positions import check_factors, check_shift
 from rcmha_lite.exercises.rcmha import check_rcmha
 from rcmha_lite.exercises.statistics import check_flops, check_interval, check_noise, check_reset
+from rcmha_lite.exercises.training import check_schedule, check_training_loop
 
 __all__ = [
     "Attend",
@@ -30,9 +31,11 @@ __all__ = [
     "check_noise",
     "check_rcmha",
     "check_reset",
+    "check_schedule",
     "check_shift",
     "check_squared_relu",
     "check_temperature",
+    "check_training_loop",
     "check_weights",
     "random",
 ]

@@ -104,7 +104,7 @@ def answered(found: Any) -> Any:
 def number(found: Any, what: str) -> float:
     """A number, or a tensor that holds one."""
     try:
-        return float(found)
+        return float(found.detach() if isinstance(found, Tensor) else found)
     except Exception as error:
         text = shortened(repr(found), 100)
         raise AssertionError(f"{what}: expected a number, found {type(found).__name__} {text}") from error
