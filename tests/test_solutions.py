@@ -231,19 +231,37 @@ def test_teachers_get_no_solution(tmp_path):
         theirs, bare = (nbformat.read(tmp_path / f / f"{name[9:]}.ipynb", as_version=4) for f in ("all", "bare"))
         nbformat.validate(theirs)
         assert "<summary>Solution</summary>" not in nbformat.writes(theirs)
-        expected = [cell for cell in ours.cells if "solution" not in cell.metadata.get("tags", [])]
-        assert theirs.cells == expected
+        kept = [cell for cell in ours.cells if "solution" not in cell.metadata.get("tags", [])]
+        assert [(cell.source, cell.get("outputs")) for cell in theirs.cells] == [
+            (cell.source, cell.get("outputs")) for cell in kept
+        ]
         assert not any(cell.get("outputs") for cell in bare.cells)
-        assert not any(
-            "skip-execution" in cell.metadata.get("tags", []) and "check_" in cell.source for cell in bare.cells
-        )
+        assert len(kept) - len(bare.cells) == sum(len(one.stubs) for one in of_notebook(ours))
+
+
+def test_what_is_handed_in_is_graded_by_running_it(tmp_path):
+    """As the page for teachers says: the whole notebook runs, errors and all, and the record says what was solved."""
+    notebook = teachers.without_solutions(made(stub=STUB.replace("...", "return x.clamp(min=0) ** 2")))
+    (stub,) = [cell for cell in notebook.cells if "check_" in cell.source]
+    notebook.cells.insert(notebook.cells.index(stub), new_code_cell("a_mistake"))
+    nbformat.write(notebook, tmp_path / "ada.ipynb")
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "RCMHA_PROGRESS": str(tmp_path / "ada.json")}
+    environment.pop("RCMHA_LITE_STATIC", None)
+    command = [sys.executable, "-m", "jupyter", "execute", "--allow-errors", tmp_path / "ada.ipynb"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "ada.json").read_text("utf-8")) == {"solved": ["check_squared_relu"]}
 
 
 def test_a_made_notebook_loses_its_solutions_alone():
     notebook = made()
+    notebook.cells.append(stub_cell("for readers alone"))
+    kept = teachers.without_solutions(notebook, stubs=False).cells[-1]
+    assert (kept.source, kept.metadata) == (notebook.cells[-1].source, notebook.cells[-1].metadata)
+    notebook.cells.pop()
     left = teachers.without_solutions(notebook)
     assert len(left.cells) == len(notebook.cells) - 2
-    assert [bool(one.stubs) for one in of_notebook(left)] == [True, True]
-    assert not any(one.solutions for one in of_notebook(left))
-    assert not any(one.stubs for one in of_notebook(teachers.without_solutions(notebook, stubs=False)))
+    assert [cell.source for cell in left.cells if cell.cell_type == "code"][2:] == [STUB, OPEN[1]]
+    assert not any("nbval-skip" in cell.metadata.get("tags", []) for cell in left.cells)
+    assert len(teachers.without_solutions(notebook, stubs=False).cells) == len(left.cells) - 2
     assert of_notebook(notebook)[0].solutions

@@ -10,18 +10,24 @@ from typing import Any
 
 import nbformat
 
-from tools.exercises import SOLUTION, STUB, read
+from tools.exercises import SOLUTION, STUB, in_section, read
 from tools.pages import NOTEBOOKS, ROOT
 
 
 def without_solutions(notebook: Any, *, stubs: bool = True, outputs: bool = True) -> Any:
-    """A copy without the cells tagged ``solution``; without stubs and outputs, too, if so wanted."""
+    """A copy without the cells tagged ``solution``; without stubs and outputs, too, if so wanted.
+
+    Stubs lose the tags that keep the book from running them, so that a notebook that is handed in runs as a whole.
+    """
     notebook = copy.deepcopy(notebook)
+    to_fill_in = [cell for cell in in_section(notebook) if set(cell.metadata.get("tags", [])) >= STUB]
     kept = []
     for cell in notebook.cells:
-        tags = set(cell.metadata.get("tags", []))
-        if SOLUTION in tags or (not stubs and cell.cell_type == "code" and tags >= STUB):
+        is_stub = any(cell is one for one in to_fill_in)
+        if SOLUTION in cell.metadata.get("tags", []) or (is_stub and not stubs):
             continue
+        if is_stub:
+            cell.metadata.tags = [tag for tag in cell.metadata.tags if tag not in STUB]
         if cell.cell_type == "code" and not outputs:
             cell.outputs, cell.execution_count = [], None
         kept.append(cell)
