@@ -5,7 +5,7 @@ READY := .venv/.installed
 NOTEBOOKS := $(sort $(wildcard chapters/*.ipynb))
 export OMP_NUM_THREADS := 1
 
-.PHONY: help book test notebooks $(NOTEBOOKS) reproduce-quick gpu clean
+.PHONY: help book test notebooks $(NOTEBOOKS) teachers reproduce-quick gpu clean
 
 help:  ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile
@@ -25,6 +25,9 @@ notebooks: $(NOTEBOOKS)  ## execute all chapters in place and store their output
 
 $(NOTEBOOKS): $(READY)
 	RCMHA_LITE_STATIC=1 PYTHONPATH="$(CURDIR)" $(BIN)/python tools/execute.py $@
+
+teachers: $(READY)  ## write the notebooks without solutions into _build/teachers (OPTIONS="--no-stubs --no-outputs")
+	@$(BIN)/python -m tools.teachers $(OPTIONS)
 
 reproduce-quick: $(READY)  ## train pairs of the experiments again, in about ten minutes, and compare their differences with the committed ones
 	$(BIN)/python -m experiments.reproduce

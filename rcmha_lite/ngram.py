@@ -1,5 +1,8 @@
 """Counting as a language model: interpolated n-grams, the baseline that a network must beat."""
 
+from collections.abc import Iterator
+from itertools import count, islice
+
 import numpy as np
 from jaxtyping import Float, Int
 
@@ -19,8 +22,18 @@ def ngram_probabilities(
     """
     if not order >= 1 or vocabulary**order >= 2**63:
         raise ValueError(f"order {order} is not between 1 and {int(63 / np.log2(vocabulary))}")
+    return next(islice(interpolations(train, text, vocabulary), order - 1, None))
+
+
+def interpolations(
+    train: Int[np.ndarray, " n"], text: Int[np.ndarray, " m"], vocabulary: int
+) -> Iterator[Float[np.ndarray, "predictions vocabulary"]]:
+    """``ngram_probabilities`` of order 1, 2, 3 … in turn, each made from the one before, in one array: copy what you
+    keep. It ends where contexts cannot be numbered in 63 bits."""
     p = np.full((len(text) - 1, vocabulary), 1 / vocabulary)
-    for context in range(order):
+    for context in count():
+        if vocabulary ** (context + 1) >= 2**63:
+            return
         grams, counts = np.unique(_keys(train, context + 1, vocabulary), return_counts=True)
         first = max(context, 1)  # the first predicted character that has such a context
         wanted = _keys(text, context, vocabulary)[first - context : len(text) - context]
@@ -34,7 +47,7 @@ def ngram_probabilities(
         rows[known] *= kinds[known, None]
         np.add.at(rows, (row, grams[entry] % vocabulary), counts[entry])
         rows[known] /= (total + kinds)[known, None]
-    return p
+        yield p
 
 
 def _keys(ids: Int[np.ndarray, " n"], length: int, vocabulary: int) -> Int[np.ndarray, " k"]:

@@ -1,5 +1,6 @@
 """What the tests share: the folder of golden arrays, and small random inputs."""
 
+import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 if sys.platform == "darwin":  # hosted Macs report a GPU that has no memory to give
     torch.backends.mps.is_available = lambda: False
 
+os.environ["RCMHA_PROGRESS"] = "off"  # no test's answer is the reader's
 torch.set_num_threads(1)  # the tensors are small, and pytest-xdist gives every core a worker
 
 

@@ -4,15 +4,19 @@ A check hands out copies, so an answer may change what it is given; it shows wha
 and says so where it knows the slip. One file a theme; ``rcmha_in_one_file`` is the solution of the largest exercise.
 """
 
+from rcmha_lite.exercises._progress import progress
 from rcmha_lite.exercises._telling import answered, assert_same, assert_shape, random
 from rcmha_lite.exercises.activation import check_backward, check_feed_forward, check_squared_relu
 from rcmha_lite.exercises.attention import Attend, check_causal, check_weights
+from rcmha_lite.exercises.baselines import check_constant_guess, check_windows
 from rcmha_lite.exercises.convolution import check_convolution, check_counts, check_reach, check_taps
+from rcmha_lite.exercises.costs import check_cache_bytes, check_product_cost, check_roofline
 from rcmha_lite.exercises.data import check_accuracy, check_bigram, check_temperature
 from rcmha_lite.exercises.language_model import check_language_model
 from rcmha_lite.exercises.positions import check_factors, check_shift
 from rcmha_lite.exercises.rcmha import check_rcmha
 from rcmha_lite.exercises.statistics import check_flops, check_interval, check_noise, check_reset
+from rcmha_lite.exercises.streams import check_longest_text, check_pieces
 from rcmha_lite.exercises.training import check_schedule, check_training_loop
 
 __all__ = [
@@ -23,7 +27,9 @@ __all__ = [
     "check_accuracy",
     "check_backward",
     "check_bigram",
+    "check_cache_bytes",
     "check_causal",
+    "check_constant_guess",
     "check_convolution",
     "check_counts",
     "check_factors",
@@ -31,10 +37,14 @@ __all__ = [
     "check_flops",
     "check_interval",
     "check_language_model",
+    "check_longest_text",
     "check_noise",
+    "check_pieces",
+    "check_product_cost",
     "check_rcmha",
     "check_reach",
     "check_reset",
+    "check_roofline",
     "check_schedule",
     "check_shift",
     "check_squared_relu",
@@ -42,5 +52,7 @@ __all__ = [
     "check_temperature",
     "check_training_loop",
     "check_weights",
+    "check_windows",
+    "progress",
     "random",
 ]

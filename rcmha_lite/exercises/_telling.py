@@ -13,6 +13,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from rcmha_lite.exercises._progress import record
+
 Slips = Mapping[str, Any]
 """What a plausible slip would have given, under a sentence that says so."""
 
@@ -61,17 +63,20 @@ def copied(value: Any) -> Any:
 
 
 def telling(check: Callable[..., str]) -> Callable[..., str]:
-    """The check, which now raises AssertionError only: whatever else gets through says what stopped it."""
+    """The check, which now raises AssertionError only: whatever else gets through says what stopped it. What it accepts
+    is the reader's progress."""
 
     @functools.wraps(check)
     def checked(*answer: Any, **options: Any) -> str:
         try:
-            return check(*answer, **options)
+            praise = check(*answer, **options)
         except AssertionError:
             raise
         except Exception as error:
             said = shortened(traceback.format_exception_only(error)[-1].strip())
             raise AssertionError(f"your answer stopped the check: {said}") from error
+        record(check, options)
+        return praise
 
     return checked
 
