@@ -15,19 +15,19 @@ from rcmha_lite.exercises._progress import BOOK
 from tools import teachers
 from tools.exercises import Exercise, book, checks, faults, headings, of_notebook, read, run, tried, written
 from tools.notebooks import SKIPPED
-from tools.pages import NOTEBOOKS, ROOT
+from tools.pages import CHAPTERS, NOTEBOOKS, ROOT
 
-NUMBERED = {name: int(name.rpartition("/")[2][:2]) for name in NOTEBOOKS}
+NUMBERED = {name: int(name.rpartition("/")[2][:2]) for name in CHAPTERS}
 
 
-@pytest.mark.parametrize("name", NOTEBOOKS)
+@pytest.mark.parametrize("name", CHAPTERS)
 def test_exercises_are_written_as_agreed(name):
     """From chapter 11 on, where the book becomes a record of evidence, 3 exercises are enough, and 1 graded."""
     least, graded = (4, 3) if NUMBERED[name] <= 10 else (3, 1)
     assert faults(read(name), least, graded) == []
 
 
-@pytest.mark.parametrize("name", NOTEBOOKS)
+@pytest.mark.parametrize("name", CHAPTERS)
 def test_stubs_are_refused_and_solutions_pass(name):
     """In a process of its own, as in the reader's kernel: this one's type checks would answer for the checks."""
     code = f"from tools.exercises import read, tried; print(*tried(read({name!r})), sep='\\n')"

@@ -21,7 +21,7 @@ import nbformat
 from rcmha_lite import exercises
 from rcmha_lite.exercises._progress import BOOK, key
 from tools.notebooks import SKIPPED
-from tools.pages import NOTEBOOKS, ROOT
+from tools.pages import CHAPTERS, ROOT
 
 LEVELS = ("★☆☆ fill in", "★★☆ write", "★★★ explore")
 GRADED = " · graded"
@@ -252,7 +252,7 @@ def read(name: str) -> Any:
     return nbformat.read(ROOT / f"{name}.ipynb", as_version=4)
 
 
-def book(names: Sequence[str] = tuple(NOTEBOOKS)) -> list[dict[str, Any]]:
+def book(names: Sequence[str] = tuple(CHAPTERS)) -> list[dict[str, Any]]:
     """Every chapter's graded exercises, with what their checks are called: what `progress()` knows of the book."""
     chapters = []
     for name in names:

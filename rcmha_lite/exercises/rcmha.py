@@ -197,7 +197,7 @@ UNTIL: dict[str, tuple[str, tuple[str, ...]]] = {
 
 
 @telling
-def check_rcmha(RCMHA: Callable[[int, int], nn.Module], until: str = "memory") -> str:
+def check_rcmha(RCMHA: Callable[[int, int], nn.Module], *, until: str = "memory") -> str:
     """Your class, made as ``RCMHA(d_model, n_heads)`` and called as ``module(x)`` or ``module(x, memory)``, beside
     ``attention.rcmha``.
 
