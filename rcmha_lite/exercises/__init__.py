@@ -5,9 +5,9 @@ and says so where it knows the slip. One file a theme; ``rcmha_in_one_file`` is 
 """
 
 from rcmha_lite.exercises._telling import answered, assert_same, assert_shape, random
-from rcmha_lite.exercises.activation import check_squared_relu
+from rcmha_lite.exercises.activation import check_feed_forward, check_mean_squares, check_squared_relu
 from rcmha_lite.exercises.attention import Attend, check_causal, check_weights
-from rcmha_lite.exercises.convolution import check_convolution
+from rcmha_lite.exercises.convolution import check_convolution, check_parameter_counts, check_reach, check_taps
 from rcmha_lite.exercises.data import check_accuracy, check_bigram, check_temperature
 from rcmha_lite.exercises.language_model import check_language_model
 from rcmha_lite.exercises.positions import check_factors, check_shift
@@ -25,15 +25,20 @@ __all__ = [
     "check_causal",
     "check_convolution",
     "check_factors",
+    "check_feed_forward",
     "check_flops",
     "check_interval",
     "check_language_model",
+    "check_mean_squares",
     "check_noise",
+    "check_parameter_counts",
     "check_rcmha",
+    "check_reach",
     "check_reset",
     "check_schedule",
     "check_shift",
     "check_squared_relu",
+    "check_taps",
     "check_temperature",
     "check_training_loop",
     "check_weights",
