@@ -80,7 +80,7 @@ def _slips(x: Tensor, taps: Tensor) -> dict[str, Tensor]:
 
 
 @telling
-def check_taps(taps: Iterable[float]) -> str:
+def check_taps(taps: Iterable[Any]) -> str:
     """Three ``taps``, the oldest first, whose output is zero where the signal repeats the value before, and only there:
     (0, −a, a) with any a but 0."""
     oldest, before, now = numbers(taps, 3, "the taps").tolist()
