@@ -183,25 +183,6 @@ def learning_curve(title: str, results: Mapping[str, Any], levels: Mapping[str, 
     return figure
 
 
-def wirings(channels: int, title: str) -> Figure:
-    """Which channel a standard convolution and a depth-wise one read: a line for each kernel."""
-    figure, both = plt.subplots(1, 2, figsize=(7.0, 2.6), layout="constrained")
-    figure.suptitle(title, x=0.01, ha="left", fontsize=11, fontweight="bold", wrap=True)
-    for axes, kind, colour in zip(both, ("standard", "depth-wise"), (BLUE, ORANGE), strict=True):
-        pairs = [(i, o) for i in range(channels) for o in range(channels) if kind == "standard" or i == o]
-        for i, o in pairs:
-            axes.plot([i, o], [0, 1], color=colour, linewidth=1.2)
-        for y in (0, 1):
-            axes.plot(range(channels), [y] * channels, "o", color="black", markersize=7)
-        axes.set_title(f"{kind}: {len(pairs)} kernels", fontsize=10)
-        axes.set_yticks([0, 1], ["in", "out"])
-        axes.set_xticks(range(channels), [f"channel {n}" for n in range(channels)], fontsize=8)
-        axes.spines[:].set_visible(False)
-        axes.tick_params(length=0)
-        axes.margins(0.12)
-    return figure
-
-
 PARTS = ("attention", "convolution", "distances", "memory", "block", "feed-forward")
 """What ``component_map`` can light."""
 

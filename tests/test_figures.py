@@ -88,11 +88,6 @@ def test_component_map_dashes_what_is_not_lit(lit):
     assert set(parts) == set(figures.PARTS)
 
 
-def test_wirings_draw_a_line_for_each_kernel():
-    figure = figures.wirings(3, "finding")
-    assert [len(axes.lines) - 2 for axes in figure.axes] == [9, 3]
-
-
 def test_an_unknown_part_of_the_map_is_named():
     with pytest.raises(ValueError, match="no part kernels: the parts are attention, convolution, distances"):
         figures.component_map("finding", ["attention", "kernels"])

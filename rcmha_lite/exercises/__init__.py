@@ -6,10 +6,10 @@ and says so where it knows the slip. One file a theme; ``rcmha_in_one_file`` is 
 
 from rcmha_lite.exercises._progress import progress
 from rcmha_lite.exercises._telling import answered, assert_same, assert_shape, random
-from rcmha_lite.exercises.activation import check_backward, check_feed_forward, check_squared_relu
+from rcmha_lite.exercises.activation import check_feed_forward, check_mean_squares, check_squared_relu
 from rcmha_lite.exercises.attention import Attend, check_causal, check_weights
 from rcmha_lite.exercises.baselines import check_constant_guess, check_windows
-from rcmha_lite.exercises.convolution import check_convolution, check_counts, check_reach, check_taps
+from rcmha_lite.exercises.convolution import check_convolution, check_parameter_counts, check_reach, check_taps
 from rcmha_lite.exercises.costs import check_cache_bytes, check_product_cost, check_roofline
 from rcmha_lite.exercises.data import check_accuracy, check_bigram, check_temperature
 from rcmha_lite.exercises.language_model import check_language_model
@@ -25,20 +25,20 @@ __all__ = [
     "assert_same",
     "assert_shape",
     "check_accuracy",
-    "check_backward",
     "check_bigram",
     "check_cache_bytes",
     "check_causal",
     "check_constant_guess",
     "check_convolution",
-    "check_counts",
     "check_factors",
     "check_feed_forward",
     "check_flops",
     "check_interval",
     "check_language_model",
     "check_longest_text",
+    "check_mean_squares",
     "check_noise",
+    "check_parameter_counts",
     "check_pieces",
     "check_product_cost",
     "check_rcmha",

@@ -1,6 +1,6 @@
-"""Checks for chapter 3: a causal convolution of each channel alone, what it holds and how far it reaches."""
+"""Checks for chapter 3: a causal convolution of each channel alone, its taps, its reach and its parameters."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -14,7 +14,9 @@ from rcmha_lite.exercises._telling import (
     numbers,
     plain,
     random,
+    recognised,
     refuse,
+    require,
     shown,
     telling,
 )
@@ -33,76 +35,6 @@ def check_convolution(convolve: Callable[[Tensor, Tensor], Tensor]) -> str:
         what = f"{time} rows, {channels} channels, {kernel} taps"
         assert_same(yours, expected, what, slips=_slips(x, taps))
     return "Right: each channel sees its own past, and the last tap the present."
-
-
-@telling
-def check_counts(parameters: Callable[[int, int, bool], int]) -> str:
-    """``parameters(channels, kernel, depthwise)``: weights and biases of a convolution from so many channels to as many."""
-    for channels, kernel in ((128, 3), (16, 5), (1, 3), (7, 1)):
-        for depthwise in (False, True):
-            named = {"channels": channels, "kernel": kernel, "depthwise": depthwise}
-            found = number(asked(parameters, named, copies=False), f"parameters{tuple(named.values())}")
-            weights = channels * kernel * (1 if depthwise else channels)
-            right = weights + channels
-            slips = {
-                "The biases are missing: one for each channel that comes out.": weights,
-                "That has a bias for every weight.": 2 * weights,
-                "That has one bias in all.": weights + 1,
-                "Depth-wise and standard are exchanged.": channels * kernel * (channels if depthwise else 1) + channels,
-                "That is one kernel for all channels: each has its own.": kernel + channels,
-                "A bias belongs to a channel, not to each tap.": weights + channels * kernel,
-            }
-            _require_number(found, right, ", ".join(f"{name} {value}" for name, value in named.items()), slips)
-    return "Right: a standard convolution needs a kernel for each pair of channels, a depth-wise one for each channel."
-
-
-@telling
-def check_taps(taps: Any) -> str:
-    """Three ``taps``, the oldest first: their output is 0 where a signal repeats the value before, and not elsewhere."""
-    kernel = numbers(taps, 3, "the taps, the oldest first")
-    signal = torch.tensor([3.0, 3, 3, 5, 5, 2, 2, 2, -4, -4, 0, 7, 7], dtype=torch.float64)
-    y = _sum(signal[:, None], kernel[None])[:, 0]
-    change = signal.diff(prepend=torch.zeros(1, dtype=torch.float64))
-    if not y.any():
-        refuse(f"taps {shown(kernel)}: the output is 0 everywhere, also where the signal changes")
-    for t in range(len(signal)):
-        if (y[t].abs() > 1e-9) != (change[t] != 0):
-            where = "repeats the value before" if change[t] == 0 else "differs from the value before"
-            seen = shown(signal[max(t - 2, 0) : t + 1])
-            wanted = "0" if change[t] == 0 else "anything but 0"
-            flipped = _sum(signal[:, None], kernel.flip(0)[None])[:, 0]
-            hint = ".\n  In reverse they would do: the last tap stands on the present." * bool(
-                torch.equal(flipped.abs() > 1e-9, change != 0)
-            )
-            refuse(
-                f"taps {shown(kernel)}: at place {t} the signal {where} (… {seen}): expected {wanted}, "
-                f"found {shown(y[t])}{hint}"
-            )
-    return "Right: what these taps let through is change."
-
-
-@telling
-def check_reach(reach: Callable[[int, int], int]) -> str:
-    """``reach(layers, kernel)``: positions that an output depends on, its own included, behind so many convolutions."""
-    for layers, kernel in ((1, 3), (2, 3), (5, 3), (3, 2), (4, 1), (2, 7)):
-        found = number(asked(reach, {"layers": layers, "kernel": kernel}, copies=False), f"reach({layers}, {kernel})")
-        slips = {
-            "Layers do not multiply: each begins where the one below ended.": kernel**layers,
-            "The present is counted in every layer.": layers * kernel,
-            "The present itself is left out.": layers * (kernel - 1),
-            "That is one layer alone.": kernel,
-            "That is twice the present.": layers * (kernel - 1) + 2,
-            "That looks to both sides: a causal kernel sees the past alone.": 2 * layers * (kernel - 1) + 1,
-        }
-        _require_number(found, layers * (kernel - 1) + 1, f"{layers} layers, kernel {kernel}", slips)
-    return "Right: every layer reaches one position less than its taps further back."
-
-
-def _require_number(found: float, right: float, given: str, slips: Mapping[str, float]) -> None:
-    """AssertionError unless the two are equal; with the first slip's sentence that gives what was found."""
-    if abs(found - right) > 1e-9:
-        why = next((sentence for sentence, value in slips.items() if abs(found - value) <= 1e-9), "")
-        refuse(f"{given}: expected {right:g}, found {found:g}" + (f".\n  {why}" if why else ""))
 
 
 def require_rows(yours: Tensor, expected: Tensor, slips: dict[str, Tensor]) -> None:
@@ -145,3 +77,82 @@ def _slips(x: Tensor, taps: Tensor) -> dict[str, Tensor]:
             x.T, taps[:1].expand(len(x), -1)
         ).T,
     }
+
+
+@telling
+def check_taps(taps: Iterable[Any]) -> str:
+    """Three ``taps``, the oldest first, whose output is zero where the signal repeats the value before, and only there:
+    (0, −a, a) with any a but 0."""
+    oldest, before, now = numbers(taps, 3, "the taps").tolist()
+    found = f"found taps {shown(torch.tensor([oldest, before, now]))}"
+    require(any((oldest, before, now)), f"{found}: they make everything zero, also where the signal changes")
+    signal = torch.tensor([[3.0], [3.0], [3.0], [5.0], [5.0]], dtype=torch.float64)
+    kernel = torch.tensor([[oldest, before, now]], dtype=torch.float64)
+    y = _sum(signal, kernel)[1:].flatten()
+    told = f"{found}: of 3, 3, 3, 5, 5 they make {shown(y)} from the second value on; expected 0, 0, not 0, 0"
+    slips = {
+        "The oldest tap is counted too: the value before the one before should not matter.": oldest != 0,
+        "They stand at the other end: the last tap belongs to the present.": now == 0 and oldest == -before,
+        "Equal values cancel only if the two taps have opposite signs.": oldest == 0 and before == now,
+        "Equal values cancel only if the two taps are equally large.": abs(before) != abs(now),
+    }
+    order = ("They stand", "The oldest", "Equal values cancel only if the two taps have", "Equal values")
+    reasons = sorted(
+        (r for r, holds in slips.items() if holds), key=lambda r: [r.startswith(o) for o in order].index(True)
+    )
+    if reasons:
+        refuse(f"{told}.\n  {reasons[0]}")
+    return "Right: the present less the value before, so that equal neighbours cancel."
+
+
+@telling
+def check_reach(reach: Callable[[int, int], Any]) -> str:
+    """``reach(layers, kernel_size)``: positions that the last output depends on, the current one included."""
+    for layers, kernel in ((4, 3), (1, 3), (2, 3), (1, 5), (3, 3), (4, 2), (3, 1)):
+        what, expected = f"{layers} layers of kernel size {kernel}", layers * (kernel - 1) + 1
+        found = number(asked(reach, {"layers": layers, "kernel_size": kernel}), what)
+        slips = {
+            "The current position is reached, too: it counts once.": expected - 1,
+            "Each layer's current position is the last one's own: it is counted again and again.": layers * kernel,
+            "Layers do not multiply: one more layer reaches kernel_size − 1 positions further.": kernel**layers,
+            "That is the reach of one layer.": kernel,
+            "Each layer adds kernel_size − 1 positions, not kernel_size.": layers * kernel + 1,
+            "With every layer the reach does not double.": (kernel - 1) * 2**layers,
+        }
+        _counted(found, expected, what, slips)
+    return "Right: each layer reaches kernel_size − 1 positions further back."
+
+
+@telling
+def check_parameter_counts(count: Callable[[int, int, int, bool], Any]) -> str:
+    """``count(d_model, n_heads, kernel_size, shared)``: weights and biases of the kernels on queries, keys and values;
+    with ``shared``, all heads have the same ones."""
+    for width, heads, kernel, shared in ((128, 8, 3, True), (128, 8, 3, False), (192, 6, 5, True), (30, 3, 2, False)):
+        channels = width // heads if shared else width
+        other = width if shared else width // heads
+        what = f"d_model {width}, n_heads {heads}, kernel_size {kernel}, shared {shared}"
+        named = {"d_model": width, "n_heads": heads, "kernel_size": kernel, "shared": shared}
+        found, expected = number(asked(count, named), what), 3 * channels * (kernel + 1)
+        slips = {
+            "The biases are missing: a number for each kernel.": 3 * channels * kernel,
+            "That is of one projection: queries, keys and values have kernels of their own.": channels * (kernel + 1),
+            "That is of one projection, and without biases.": channels * kernel,
+            "One bias for all: each kernel has its own.": 3 * channels * kernel + 1,
+            "One bias for each projection: each kernel has its own.": 3 * (channels * kernel + 1),
+            "The heads are counted once more; shared kernels are stored once."
+            if shared
+            else "Without sharing, every head has kernels of its own.": 3 * other * (kernel + 1),
+            "Channels do not mix: each needs kernel_size weights, not kernel_size for every channel.": 3
+            * (channels * channels * kernel + channels),
+            "Four projections: the output projection is not convolved.": 4 * channels * (kernel + 1),
+        }
+        _counted(found, expected, what, slips)
+    return "Right: three projections, and for each channel its taps and a bias."
+
+
+def _counted(found: float, expected: int, what: str, slips: dict[str, int]) -> None:
+    """AssertionError, with the slip where it is known, unless ``found`` is the count."""
+    if found == expected:
+        return
+    reason = recognised(torch.tensor(found, dtype=torch.float64), {s: v for s, v in slips.items() if v != expected})
+    refuse(f"{what}: expected {expected}, found {found:g}" + (f".\n  {reason}" if reason else ""))
