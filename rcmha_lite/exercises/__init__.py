@@ -6,11 +6,11 @@ and says so where it knows the slip. One file a theme; ``rcmha_in_one_file`` is 
 
 from rcmha_lite.exercises._telling import answered, assert_same, assert_shape, random
 from rcmha_lite.exercises.activation import check_squared_relu
-from rcmha_lite.exercises.attention import Attend, check_causal, check_weights
+from rcmha_lite.exercises.attention import Attend, check_causal, check_heads, check_weights
 from rcmha_lite.exercises.convolution import check_convolution
 from rcmha_lite.exercises.data import check_accuracy, check_bigram, check_temperature
 from rcmha_lite.exercises.language_model import check_language_model
-from rcmha_lite.exercises.positions import check_factors, check_shift
+from rcmha_lite.exercises.positions import check_factors, check_memory, check_shift, check_terms
 from rcmha_lite.exercises.rcmha import check_rcmha
 from rcmha_lite.exercises.statistics import check_flops, check_interval, check_noise, check_reset
 
@@ -25,14 +25,17 @@ __all__ = [
     "check_convolution",
     "check_factors",
     "check_flops",
+    "check_heads",
     "check_interval",
     "check_language_model",
+    "check_memory",
     "check_noise",
     "check_rcmha",
     "check_reset",
     "check_shift",
     "check_squared_relu",
     "check_temperature",
+    "check_terms",
     "check_weights",
     "random",
 ]
