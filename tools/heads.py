@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.optim.lr_scheduler import LambdaLR
 
+from rcmha_lite.attention import MultiHeadAttention
 from rcmha_lite.config import CELLS, PRESETS, Config
 from rcmha_lite.data import CharTokenizer, load_tiny_shakespeare, random_windows, split
 from rcmha_lite.manifest import manifest
@@ -50,7 +51,10 @@ def trained(config: Config, text: str, show: bool = True) -> LanguageModel:
     """The model after ``config.steps`` on renamed windows of the training split."""
     tokenizer = CharTokenizer()
     training = tokenizer.decode(split(tokenizer.encode(text))[0])
-    texts, capitals = [tokenizer.encode(shortened(training, n)) for n in (0, 1)], tokenizer.encode(string.ascii_uppercase)
+    texts, capitals = (
+        [tokenizer.encode(shortened(training, n)) for n in (0, 1)],
+        tokenizer.encode(string.ascii_uppercase),
+    )
     shape = {"batch": config.batch // 2, "length": config.context, "seed": config.seed}
     torch.manual_seed(config.seed)
     model, generator = LanguageModel(config), torch.Generator().manual_seed(config.seed)
@@ -68,7 +72,7 @@ def trained(config: Config, text: str, show: bool = True) -> LanguageModel:
             optimizer.zero_grad()
             scheduler.step()
         if show and (step + 1) % 50 == 0:
-            weights, probabilities = looked(model, tokenizer.encode(LINE))
+            probabilities = looked(model, tokenizer.encode(LINE))[1]
             print(step + 1, f"loss {loss.item():.3f}, the name again:", end=" ")
             print(*(f"{p:.2f}" for p in probabilities[-9:]), flush=True)
     return model
@@ -78,13 +82,12 @@ def trained(config: Config, text: str, show: bool = True) -> LanguageModel:
 def looked(model: LanguageModel, ids: Int[Tensor, " time"]) -> tuple[Tensor, Tensor]:
     """Attention weights ``[layers, heads, time, time]``, and the probability given to each character that came next."""
     inputs: list[Tensor] = []
-    hooks = [
-        block.attention.register_forward_pre_hook(lambda _, given: inputs.append(given[0])) for block in model.blocks
-    ]
+    layers = [module for module in model.modules() if isinstance(module, MultiHeadAttention)]
+    hooks = [layer.register_forward_pre_hook(lambda _, given: inputs.append(given[0])) for layer in layers]
     logits = model(ids[None])[0][0]
     for hook in hooks:
         hook.remove()
-    weights = [block.attention.weights(x)[0] for block, x in zip(model.blocks, inputs, strict=True)]
+    weights = [layer.weights(x)[0] for layer, x in zip(layers, inputs, strict=True)]
     return torch.stack(weights), logits[:-1].softmax(-1).gather(1, ids[1:, None])[:, 0]
 
 
@@ -99,7 +102,9 @@ def main() -> None:
     found: dict[str, Any] = {
         "line": LINE,
         "times_in_training": {name: tokenizer.decode(training).count(name) for name in names},
-        "weights": [[[[round(w, 4) for w in row[: i + 1]] for i, row in enumerate(h)] for h in n] for n in weights.tolist()],
+        "weights": [
+            [[[round(w, 4) for w in row[: i + 1]] for i, row in enumerate(h)] for h in n] for n in weights.tolist()
+        ],
         "next_probability": [round(p, 4) for p in probabilities.tolist()],
         "config": json.loads(CONFIG.to_json()),
         "manifest": manifest() | {"seed": CONFIG.seed},
