@@ -7,13 +7,13 @@ and says so where it knows the slip. One file a theme; ``rcmha_in_one_file`` is 
 from rcmha_lite.exercises._progress import progress
 from rcmha_lite.exercises._telling import answered, assert_same, assert_shape, random
 from rcmha_lite.exercises.activation import check_feed_forward, check_mean_squares, check_squared_relu
-from rcmha_lite.exercises.attention import Attend, check_causal, check_weights
+from rcmha_lite.exercises.attention import Attend, check_causal, check_heads, check_weights
 from rcmha_lite.exercises.baselines import check_constant_guess, check_windows
 from rcmha_lite.exercises.convolution import check_convolution, check_parameter_counts, check_reach, check_taps
 from rcmha_lite.exercises.costs import check_cache_bytes, check_product_cost, check_roofline
 from rcmha_lite.exercises.data import check_accuracy, check_bigram, check_temperature
 from rcmha_lite.exercises.language_model import check_language_model
-from rcmha_lite.exercises.positions import check_factors, check_shift
+from rcmha_lite.exercises.positions import check_factors, check_memory, check_shift, check_terms
 from rcmha_lite.exercises.rcmha import check_rcmha
 from rcmha_lite.exercises.statistics import check_flops, check_interval, check_noise, check_reset
 from rcmha_lite.exercises.streams import check_longest_text, check_pieces
@@ -33,10 +33,12 @@ __all__ = [
     "check_factors",
     "check_feed_forward",
     "check_flops",
+    "check_heads",
     "check_interval",
     "check_language_model",
     "check_longest_text",
     "check_mean_squares",
+    "check_memory",
     "check_noise",
     "check_parameter_counts",
     "check_pieces",
@@ -50,6 +52,7 @@ __all__ = [
     "check_squared_relu",
     "check_taps",
     "check_temperature",
+    "check_terms",
     "check_training_loop",
     "check_weights",
     "check_windows",

@@ -1,4 +1,4 @@
-"""Checks for chapter 2: the weights of one head, and whether a function of a sequence is causal."""
+"""Checks for chapter 2: channels cut into heads, the weights of one head, whether a function of a sequence is causal."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -109,3 +109,47 @@ def _require_unmoved(found: Tensor, before: Tensor, what: str) -> None:
         at = tuple(apart.nonzero()[0].tolist())
         where = f"text {at[0]}, position {at[1]}" if len(at) > 1 else f"text {at[0]}"
         refuse(f"{what}: {where} was {shown(before[at])} and became {shown(found[at])}")
+
+
+@telling
+def check_heads(split: Callable[[Tensor, int], Tensor], merge: Callable[[Tensor], Tensor]) -> str:
+    """``split(x, n_heads)``: ``[batch, time, d_model]`` → ``[batch, heads, time, d]``, head n with the channels from
+    n·d on; ``merge`` undoes it."""
+    for batch, time, heads, d in ((2, 3, 2, 4), (1, 5, 2, 2), (2, 4, 4, 2), (3, 1, 1, 4)):
+        x, size = random(batch, time, heads * d), f"{heads} heads of {d} channels"
+        y = torch.stack([x[:, :, n * d : n * d + d] for n in range(heads)], dim=1)
+        hint = (
+            "\n  Numbers that were transposed cannot be seen in another shape by view: flatten and reshape copy them."
+        )
+        yours = asked(split, {"x": x, "n_heads": heads}, "split", hint)
+        assert_same(yours, y, f"split, for {size}", slips=_split_slips(x, heads, d))
+        assert_same(asked(merge, {"y": y}, "merge", hint), x, f"merge, for {size}", slips=_merge_slips(y))
+    return "Right: every channel goes to its head, and comes back to its place."
+
+
+def _split_slips(x: Tensor, heads: int, d: int) -> dict[str, Tensor]:
+    batch, time, _ = x.shape
+    found = {
+        "Positions were mixed with heads: cut the channels first, then exchange time and heads.": x.reshape(
+            batch, heads, time, d
+        ),
+        "Neighbouring channels went to different heads: cut into (heads, d), not into (d, heads).": x.unflatten(
+            2, (d, heads)
+        ).permute(0, 3, 1, 2),
+        "The heads stand in reverse order.": x.unflatten(2, (heads, d)).transpose(1, 2).flip(1),
+    }
+    return found if heads > 1 and time > 1 else {}
+
+
+def _merge_slips(y: Tensor) -> dict[str, Tensor]:
+    batch, heads, time, d = y.shape
+    found = {
+        "Positions were mixed with heads: bring time before the heads, then join the channels.": y.reshape(
+            batch, time, heads * d
+        ),
+        "The heads' channels alternate; they should stand side by side, head after head.": y.permute(
+            0, 2, 3, 1
+        ).flatten(2),
+        "The heads stand in reverse order.": y.flip(1).transpose(1, 2).flatten(2),
+    }
+    return found if heads > 1 and time > 1 else {}

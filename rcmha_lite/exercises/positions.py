@@ -1,6 +1,7 @@
-"""Checks for chapters 4 and 8: scores moved from distances to keys, and their factors."""
+"""Checks for chapters 4 and 8: the four terms of a score, scores moved from distances to keys, their factors, memory."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -9,13 +10,78 @@ from rcmha_lite.exercises._telling import (
     asked,
     assert_same,
     assert_shape,
+    numbers,
     plain,
     random,
+    recognised,
     refuse,
     require,
     shown,
     telling,
 )
+
+
+@telling
+def check_terms(terms: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], Sequence[Any]]) -> str:
+    """``terms(q, k, r, W, u, v)``, q, k, u, v ``[d]``, r ``[p]``, W ``[d, p]``: q·k, q·Wr, u·k, v·Wr."""
+    for d, p in ((4, 4), (3, 6), (1, 2)):
+        q, k, u, v = random(4, d, seed=d)
+        r, w = random(p, seed=p), random(d, p, seed=d + p)
+        given = {"q": q, "k": k, "r": r, "W": w, "u": u, "v": v}
+        what = f"the four terms for {d} channels and {p} sinusoids"
+        yours = numbers(asked(terms, given, "terms"), 4, what)
+        a, b, c, e = q @ k, q @ w @ r, u @ k, v @ w @ r
+        slips = {
+            "u and v are exchanged: u meets keys, v meets distances.": (a, b, v @ k, u @ w @ r),
+            "In the last term u stands where v should.": (a, b, c, u @ w @ r),
+            "In the third term v stands where u should.": (a, b, v @ k, e),
+            "The last term is of u and v: it should be of v and the distance.": (a, b, c, u @ v),
+            "The second and the third term are exchanged.": (a, c, b, e),
+            "The second term holds (q + v)·Wr, which is two of the four.": (a, b + e, c, e),
+            "The first term holds (q + u)·k, which is two of the four.": (a + c, b, c, e),
+            "In the second term the distance meets the key; the query should ask.": (a, k @ w @ r, c, e),
+        }
+        if d == p > 1:
+            slips |= {
+                "W maps the distance to the channels, W r; you have r W.": (a, r @ w @ q, c, r @ w @ v),
+                "W is missing: the sinusoids must first be mapped to the channels of the head.": (a, q @ r, c, v @ r),
+            }
+        stacked = {sentence: torch.stack([torch.as_tensor(x) for x in told]) for sentence, told in slips.items()}
+        assert_same(yours, torch.stack((a, b, c, e)), what, tolerance=1e-5, slips=stacked)
+    return "Right: content and distance, for what the query asks and for what every query asks."
+
+
+@telling
+def check_memory(remember: Callable[[Tensor, Tensor, int], Tensor]) -> str:
+    """``remember(memory, x, length)``: the last ``length`` rows of memory followed by x, or all if there are fewer,
+    without a way back for gradients."""
+    for past, time, length in ((3, 4, 5), (0, 3, 2), (4, 1, 4), (0, 2, 5), (3, 2, 5), (5, 2, 1)):
+        memory, x = random(past, 3, seed=1), random(time, 3).requires_grad_()
+        found = asked(remember, {"memory": memory, "x": x, "length": length}, "remember")
+        what = f"the memory of {length} after {past} remembered and {time} new positions"
+        rows = torch.cat((memory, x.detach()))
+        expected = rows[max(0, len(rows) - length) :]
+        slips = {
+            "What was remembered before is lost: join the memory and x, then cut.": x[-length:],
+            "The new positions are missing.": memory[-length:],
+            "These are the first positions, not the last.": rows[:length],
+            "Nothing was cut off: keep the last ``length`` positions.": rows,
+            "The new positions stand before the old ones.": torch.cat((x, memory))[-length:],
+            "The positions stand in reverse order.": expected.flip(0),
+            "One position too many is kept.": rows[-length - 1 :],
+            "The last position is missing.": rows[:-1][-length:],
+        }
+        require(isinstance(found, Tensor), f"{what}: expected a tensor, found {type(found).__name__}")
+        if found.shape != expected.shape:
+            said = recognised(plain(found, what), {s: t.detach() for s, t in slips.items()})
+            shapes = f"expected shape {list(expected.shape)}, found {list(found.shape)}"
+            refuse(f"{what}: {shapes}" + (f".\n  {said}" if said else ""))
+        assert_same(found, expected, what, slips={s: t.detach() for s, t in slips.items()})
+        require(
+            not found.requires_grad,
+            f"{what}: right numbers, but a gradient would flow through them into the segments before: use detach()",
+        )
+    return "Right: the last positions, and no gradient into the past."
 
 
 @telling
