@@ -4,6 +4,7 @@ import argparse
 import json
 from pathlib import Path
 
+from benchmarks.limit import limit
 from benchmarks.memory import memory
 from benchmarks.processes import side_by_side
 from benchmarks.times import ablation, cells, characters, generation, paper_step, parts, regimes, relative_attention
@@ -24,6 +25,7 @@ BENCHMARKS = {
         ablation,
         regimes,
         memory,
+        limit,
         side_by_side,
     )
 }

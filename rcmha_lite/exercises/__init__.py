@@ -9,6 +9,7 @@ from rcmha_lite.exercises.activation import check_squared_relu
 from rcmha_lite.exercises.attention import Attend, check_causal, check_weights
 from rcmha_lite.exercises.convolution import check_convolution
 from rcmha_lite.exercises.data import check_accuracy, check_bigram, check_temperature
+from rcmha_lite.exercises.faults import broken, check_alarm, check_fault, planted
 from rcmha_lite.exercises.language_model import check_language_model
 from rcmha_lite.exercises.positions import check_factors, check_shift
 from rcmha_lite.exercises.rcmha import check_rcmha
@@ -19,11 +20,14 @@ __all__ = [
     "answered",
     "assert_same",
     "assert_shape",
+    "broken",
     "check_accuracy",
+    "check_alarm",
     "check_bigram",
     "check_causal",
     "check_convolution",
     "check_factors",
+    "check_fault",
     "check_flops",
     "check_interval",
     "check_language_model",
@@ -34,5 +38,6 @@ __all__ = [
     "check_squared_relu",
     "check_temperature",
     "check_weights",
+    "planted",
     "random",
 ]
