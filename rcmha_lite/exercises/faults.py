@@ -168,7 +168,7 @@ PARTS = {
         heads=2,
     ),
     "scale": Part(
-        ("scale", "scaling", "root", "square root", "root of d", "sqrt d", "1/sqrt d", "√d", "1/√d"),
+        ("scale", "scaling", "root", "square root", "root of d", "sqrt d", "√d"),
         "distances and kernels silent, two heads, one query after 6 positions of memory: the softmax of q·k, divided",
         ("convolution", "position"),
         heads=2,
@@ -225,9 +225,9 @@ def check_fault(n: int, part: str) -> str:
         refuse(
             f"{_called(name)} {'is' if name in ('mask', 'scale', 'memory') else 'are'} right in broken({n}).\n"
             f"  The experiment: {PARTS[name].told}.\n"
-            f"  No other part shows in it. At {list(at)} expected {shown(right[at])}, found {shown(found[at])};"
+            f"  No other part shows in it. At {list(at)} expected {shown(expected[at])}, found {shown(found[at])};"
             f" nowhere more than {max(1e-9, apart.max().item()):.0e} apart.\n"
-            f"  A fault of this part would show: with one of them {shown(wrong[at])} stands there."
+            f"  A fault of this part would show: with one of them {shown(wrong[at])} stands there in place of {shown(right[at])}."
         )
 
 
@@ -235,7 +235,7 @@ def _named(part: Any) -> str:
     """The part that the reader's word means; AssertionError with all names for any other."""
     listed = ", ".join(PARTS)
     require(isinstance(part, str), f"give the name of a part, one of {listed}; found {type(part).__name__}")
-    words = re.sub(r"[^\w√·/]+", " ", part.lower().replace("&", " and ").replace("1/√", "√").replace("1/sqrt", "sqrt"))
+    words = re.sub(r"[^\w√]+", " ", part.lower().replace("&", " and ").replace("1/√", "√").replace("1/sqrt", "sqrt"))
     word = re.sub(r"^(the|a) ", "", words.strip()).strip()
     for name, known in PARTS.items():
         if word in known.spellings:
@@ -306,7 +306,7 @@ def _alarms() -> dict[str, tuple[nn.Module, bool]]:
         "RCMHA without a mask": (with_weights(unmasked), True),
         "RCMHA with its mask after the softmax: the future is in the denominators alone": (with_weights(after), True),
         "RCMHA with kernels padded on both sides": (with_weights(sides), True),
-        "RCMHA with kernels that wrap around: the last two positions reach the first two, and no other": (
+        "RCMHA with kernels that wrap around: the last two positions reach the first two": (
             with_weights(_example("kernels")),
             True,
         ),
