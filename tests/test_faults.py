@@ -131,6 +131,36 @@ def test_there_is_no_other_number(n, unchecked):
         exercises.broken(n)
 
 
+@pytest.mark.parametrize("numbers", [(2, 5), (6, 8), (1, 8)])
+def test_several_modules_at_once(numbers):
+    first, last = numbers
+    right = {n: FAULTS[n - 1].part for n in range(first, last + 1)}
+    others = {"kernels": "mask", "mask": "kernels"}
+    as_numbers = {"first": first, "last": last}
+    for answer in (right, dict(reversed(right.items())), {n: f"The {part}." for n, part in right.items()}):
+        said = exercises.check_faults(answer, **as_numbers)
+        assert said.count("Right") == len(right)
+    for n, part in right.items():
+        said = refused(lambda wrong: exercises.check_faults(wrong, **as_numbers), right | {n: others.get(part, "mask")})
+        assert f"right in broken({n})" in said
+
+
+@pytest.mark.parametrize(
+    ("parts", "said"),
+    [
+        ({}, "give a part for each of [2, 3, 4, 5], found []"),
+        ({2: "mask"}, "found [2]"),
+        (dict.fromkeys((1, 2, 3, 4, 5), "mask"), "found [1, 2, 3, 4, 5]"),
+        ({str(n): "mask" for n in (2, 3, 4, 5)}, "found ['2', '3', '4', '5']"),
+        (dict.fromkeys((2, 3, 4, 5), ...), "found ellipsis"),
+        (["distances", "heads", "kernels", "scale"], "{number: part}, found list"),
+        (..., "found ellipsis"),
+    ],
+)
+def test_several_modules_want_a_name_each(parts, said, unchecked):
+    assert said in refused(exercises.check_faults, parts)
+
+
 def test_what_is_planted_replaces_one_piece():
     assert exercises.planted("taps - 1, 0)", "taps - 1, 0)").RCMHA(8, 2)(torch.zeros(1, 2, 8)).shape == (1, 2, 8)
     for piece, times in (("no such line", 0), ("self", "")):

@@ -9,7 +9,7 @@ from rcmha_lite.exercises.activation import check_squared_relu
 from rcmha_lite.exercises.attention import Attend, check_causal, check_weights
 from rcmha_lite.exercises.convolution import check_convolution
 from rcmha_lite.exercises.data import check_accuracy, check_bigram, check_temperature
-from rcmha_lite.exercises.faults import broken, check_alarm, check_fault, planted
+from rcmha_lite.exercises.faults import broken, check_alarm, check_fault, check_faults, planted
 from rcmha_lite.exercises.language_model import check_language_model
 from rcmha_lite.exercises.positions import check_factors, check_shift
 from rcmha_lite.exercises.rcmha import check_rcmha
@@ -28,6 +28,7 @@ __all__ = [
     "check_convolution",
     "check_factors",
     "check_fault",
+    "check_faults",
     "check_flops",
     "check_interval",
     "check_language_model",

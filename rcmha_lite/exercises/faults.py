@@ -6,7 +6,7 @@ the experiment with that part found.
 
 import inspect
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -204,7 +204,21 @@ PARTS = {
 
 @telling
 def check_fault(n: int, part: str) -> str:
-    """Whether the ``part`` with this name holds the wrong line of ``broken(n)``."""
+    """Whether the ``part`` with this name holds the wrong line of ``broken(n)``; if not, what speaks against it."""
+    return _judged(n, part)
+
+
+@telling
+def check_faults(parts: Mapping[int, str], *, first: int = 2, last: int = 5) -> str:
+    """``check_fault`` of several modules, from ``first`` to ``last``: ``parts`` has a name for each number."""
+    numbers = [*range(first, last + 1)]
+    require(isinstance(parts, Mapping), f"give {{number: part}}, found {type(parts).__name__}")
+    require(set(parts) == set(numbers), f"give a part for each of {numbers}, found {sorted(parts, key=repr)}")
+    return "\n".join(_judged(n, parts[n]).splitlines()[0] for n in numbers)
+
+
+def _judged(n: int, part: Any) -> str:
+    """Praise, or AssertionError with the experiment that speaks against the part."""
     try:
         fault = _fault(n)
     except ValueError as error:
@@ -213,22 +227,19 @@ def check_fault(n: int, part: str) -> str:
     kind = planted(fault.right, fault.wrong).RCMHA
     with undisturbed(), torch.no_grad():
         found, expected = PARTS[name].measure(kind)
-        apart = (found - expected).abs()
-        if name == fault.part:
-            most = shown(apart.max())
-            return (
-                f"Right: {_called(name)}. In broken({n}) {fault.told}.\n"
-                f"  The experiment: {PARTS[name].told}. Outputs differ by up to {most}."
-            )
-        at = tuple(_farthest(name).tolist())
         wrong, right = PARTS[name].measure(_example(name))
-        refuse(
-            f"{_called(name)} {'is' if name in ('mask', 'scale', 'memory') else 'are'} right in broken({n}).\n"
-            f"  The experiment: {PARTS[name].told}.\n"
-            f"  No other part shows in it. At {list(at)} expected {shown(expected[at])}, found {shown(found[at])};"
-            f" nowhere more than {max(1e-9, apart.max().item()):.0e} apart.\n"
-            f"  A fault of this part would show: with one of them {shown(wrong[at])} stands there in place of {shown(right[at])}."
-        )
+    apart = (found - expected).abs()
+    if name == fault.part:
+        told = f"Right: {_called(name)}. In broken({n}) {fault.told}."
+        return f"{told}\n  The experiment: {PARTS[name].told}. Outputs differ by up to {shown(apart.max())}."
+    at = tuple(int(i) for i in torch.unravel_index((wrong - right).abs().argmax(), right.shape))
+    refuse(
+        f"{_called(name)} {'is' if name in ('mask', 'scale', 'memory') else 'are'} right in broken({n}).\n"
+        f"  The experiment: {PARTS[name].told}.\n"
+        f"  No other part shows in it. At {list(at)} expected {shown(expected[at])}, found {shown(found[at])};"
+        f" nowhere more than {max(1e-9, apart.max().item()):.0e} apart.\n"
+        f"  A fault of this part would show: with one of them {shown(wrong[at])} stands there in place of {shown(right[at])}."
+    )
 
 
 def _named(part: Any) -> str:
@@ -252,13 +263,6 @@ def _example(part: str) -> Callable[[int, int], nn.Module]:
     fault = next(fault for fault in FAULTS if fault.part == part)
     kind: Callable[[int, int], nn.Module] = planted(fault.right, fault.wrong).RCMHA
     return kind
-
-
-def _farthest(part: str) -> Tensor:
-    """Where the first fault of a part shows most in its experiment."""
-    found, expected = PARTS[part].measure(_example(part))
-    apart = (found - expected).abs()
-    return torch.stack(torch.unravel_index(apart.argmax(), apart.shape))
 
 
 class _Turned(nn.Module):
