@@ -20,7 +20,7 @@ def refused(check, *answer) -> str:
 
 
 def kind(n):
-    return faults.planted(FAULTS[n - 1].right, FAULTS[n - 1].wrong).RCMHA
+    return faults.planted((FAULTS[n - 1].right, FAULTS[n - 1].wrong)).RCMHA
 
 
 @torch.no_grad()
@@ -161,17 +161,19 @@ def test_several_modules_want_a_name_each(parts, said, unchecked):
     assert said in refused(exercises.check_faults, parts)
 
 
-def test_what_is_planted_replaces_one_piece():
-    assert exercises.planted("taps - 1, 0)", "taps - 1, 0)").RCMHA(8, 2)(torch.zeros(1, 2, 8)).shape == (1, 2, 8)
+def test_what_is_planted_replaces_pieces():
+    assert exercises.planted(("triu(", "tril("), (" / math.sqrt(self.d)", "")).RCMHA(8, 2)(
+        torch.zeros(1, 2, 8)
+    ).shape == (1, 2, 8)
     for piece, times in (("no such line", 0), ("self", "")):
         with pytest.raises(ValueError, match=f"stands in the file {times}"):
-            exercises.planted(piece, "")
+            exercises.planted((piece, ""))
 
 
 @torch.no_grad()
 def test_planting_leaves_the_file_as_it_is():
     before = rcmha_in_one_file.RCMHA
-    exercises.planted(" / math.sqrt(self.d)", "")
+    exercises.planted((" / math.sqrt(self.d)", ""))
     assert rcmha_in_one_file.RCMHA is before
     check = exercises.random(1, 3, 16)
     assert exercises.broken(5)(check).shape == check.shape

@@ -21,16 +21,18 @@ from rcmha_lite.exercises._stages import drawn, load
 from rcmha_lite.exercises._telling import asked, random, refuse, require, shown, telling
 
 
-def planted(right: str, wrong: str) -> ModuleType:
-    """``rcmha_in_one_file`` with ``wrong`` in the place of ``right``: a module with the names of that file.
+def planted(*changes: tuple[str, str]) -> ModuleType:
+    """``rcmha_in_one_file`` with changes, each ``(right, wrong)``, of a piece of one line: the names of that file.
 
-    ValueError unless ``right`` stands in it exactly once.
+    ValueError unless each right piece stands in it exactly once.
     """
     source = inspect.getsource(rcmha_in_one_file)
-    if (times := source.count(right)) != 1:
-        raise ValueError(f"{right!r} stands in the file {times} times: give a piece of one line that stands there once")
+    for right, wrong in changes:
+        if (times := source.count(right)) != 1:
+            raise ValueError(f"{right!r} stands in the file {times} times: give what stands in one line, and once")
+        source = source.replace(right, wrong)
     module = ModuleType("planted")
-    exec(compile(source.replace(right, wrong), "planted", "exec"), vars(module))
+    exec(compile(source, "planted", "exec"), vars(module))
     return module
 
 
@@ -91,7 +93,7 @@ def broken(n: int) -> nn.Module:
     that no module has.
     """
     fault = _fault(n)
-    module = _made(planted(fault.right, fault.wrong).RCMHA, 16, 2)
+    module = _made(planted((fault.right, fault.wrong)).RCMHA, 16, 2)
     load(module, drawn(_shapes(module), ()))
     return module
 
@@ -224,7 +226,7 @@ def _judged(n: int, part: Any) -> str:
     except ValueError as error:
         raise AssertionError(str(error)) from None
     name = _named(part)
-    kind = planted(fault.right, fault.wrong).RCMHA
+    kind = planted((fault.right, fault.wrong)).RCMHA
     with undisturbed(), torch.no_grad():
         found, expected = PARTS[name].measure(kind)
         wrong, right = PARTS[name].measure(_example(name))
@@ -261,7 +263,7 @@ def _called(name: str) -> str:
 def _example(part: str) -> Callable[[int, int], nn.Module]:
     """RCMHA with the first fault of a part."""
     fault = next(fault for fault in FAULTS if fault.part == part)
-    kind: Callable[[int, int], nn.Module] = planted(fault.right, fault.wrong).RCMHA
+    kind: Callable[[int, int], nn.Module] = planted((fault.right, fault.wrong)).RCMHA
     return kind
 
 
@@ -302,9 +304,9 @@ def _alarms() -> dict[str, tuple[nn.Module, bool]]:
         return module
 
     softmax = 'scores.masked_fill(future, float("-inf")).softmax(dim=3)'
-    after = planted(softmax, "scores.softmax(dim=3).masked_fill(future, 0.0)").RCMHA
-    sides = planted("F.pad(qkv, (0, 0, taps - 1, 0))", "F.pad(qkv, (0, 0, 1, 1))").RCMHA
-    unmasked = planted(softmax, "scores.softmax(dim=3)").RCMHA
+    after = planted((softmax, "scores.softmax(dim=3).masked_fill(future, 0.0)")).RCMHA
+    sides = planted(("F.pad(qkv, (0, 0, taps - 1, 0))", "F.pad(qkv, (0, 0, 1, 1))")).RCMHA
+    unmasked = planted((softmax, "scores.softmax(dim=3)")).RCMHA
     return {
         "RCMHA as it should be": (with_weights(rcmha_in_one_file.RCMHA), False),
         "RCMHA without a mask": (with_weights(unmasked), True),
