@@ -1,6 +1,11 @@
 """The broken modules of chapter 10 are broken in one part each, and its checks tell right answers from wrong ones."""
 
 import itertools
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -265,3 +270,39 @@ def test_the_alarm_s_modules_are_what_they_are_said_to_be():
     for module, sounds in modules.values():
         assert isinstance(module, nn.Module)
         assert by_cutting(module, exercises.random(1, 9, 16)) == sounds
+
+
+def test_the_stored_run_at_a_limit_of_memory():
+    """What readers see whose system keeps no limit: the whole does not fit, each way out does, two with its gradient."""
+    file = Path(__file__).parents[1] / "benchmarks/results/limit.json"
+    ways = json.loads(file.read_text(encoding="utf-8"))["results"]["ways"]
+    assert [name for name, way in ways.items() if not way["fits"]] == ["all at once"]
+    assert "allocate" in ways["all at once"]["error"]
+    same = [name for name, way in ways.items() if way["fits"] and way["apart"] < 1e-4]
+    assert same == ["accumulation", "factorised, fused"]
+
+
+OPTIMISED = """
+from rcmha_lite import exercises
+assert False, "asserts are on"
+refused = 0
+for check, answer in (
+    (exercises.check_fault, (2, "mask")),
+    (exercises.check_fault, (9, "mask")),
+    (exercises.check_faults, ({2: "mask"},)),
+    (exercises.check_alarm, (lambda module, x: False,)),
+):
+    try:
+        check(*answer)
+    except AssertionError:
+        refused += 1
+print(refused, exercises.check_fault(2, "shift")[:5])
+"""
+
+
+def test_without_asserts_the_same_is_refused():
+    root = Path(__file__).parents[1]
+    environment = os.environ | {"PYTHONPATH": str(root), "PYTHONOPTIMIZE": "1"}
+    command = [sys.executable, "-c", OPTIMISED]
+    run = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)
+    assert run.stdout.split() == ["4", "Right"], run.stdout + run.stderr
