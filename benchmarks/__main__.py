@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 from benchmarks.gradients import gradients
+from benchmarks.limit import limit
 from benchmarks.memory import memory
 from benchmarks.processes import side_by_side
 from benchmarks.times import ablation, cells, characters, generation, paper_step, parts, regimes, relative_attention
@@ -26,6 +27,7 @@ BENCHMARKS = {
         regimes,
         memory,
         gradients,
+        limit,
         side_by_side,
     )
 }

@@ -12,6 +12,7 @@ from rcmha_lite.exercises.baselines import check_constant_guess, check_windows
 from rcmha_lite.exercises.convolution import check_convolution, check_parameter_counts, check_reach, check_taps
 from rcmha_lite.exercises.costs import check_cache_bytes, check_product_cost, check_roofline
 from rcmha_lite.exercises.data import check_accuracy, check_bigram, check_temperature
+from rcmha_lite.exercises.faults import broken, check_alarm, check_fault, check_faults, planted
 from rcmha_lite.exercises.language_model import check_language_model
 from rcmha_lite.exercises.positions import check_factors, check_memory, check_shift, check_terms
 from rcmha_lite.exercises.rcmha import check_rcmha
@@ -24,13 +25,17 @@ __all__ = [
     "answered",
     "assert_same",
     "assert_shape",
+    "broken",
     "check_accuracy",
+    "check_alarm",
     "check_bigram",
     "check_cache_bytes",
     "check_causal",
     "check_constant_guess",
     "check_convolution",
     "check_factors",
+    "check_fault",
+    "check_faults",
     "check_feed_forward",
     "check_flops",
     "check_heads",
@@ -56,6 +61,7 @@ __all__ = [
     "check_training_loop",
     "check_weights",
     "check_windows",
+    "planted",
     "progress",
     "random",
 ]
