@@ -1,11 +1,13 @@
 """The n-gram baseline: by hand, against a slow transcription, and as a distribution."""
 
+from itertools import islice
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rcmha_lite.ngram import ngram_probabilities, score
+from rcmha_lite.ngram import interpolations, ngram_probabilities, score
 
 
 def by_definition(train, context, x, vocabulary):
@@ -44,3 +46,10 @@ def test_score_by_hand():
 def test_orders_that_cannot_be_counted_are_refused(order):
     with pytest.raises(ValueError, match="not between 1 and 10"):
         ngram_probabilities(np.arange(3), np.arange(3), order, 65)
+
+
+def test_every_order_in_turn():
+    train, text = np.array([0, 1, 0, 2, 0, 1]), np.array([0, 2, 0, 1])
+    for order, p in enumerate(islice(interpolations(train, text, 3), 4), start=1):
+        assert np.array_equal(p, ngram_probabilities(train, text, order, 3))
+    assert sum(1 for _ in interpolations(train, text, 65)) == 10

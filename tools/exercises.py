@@ -7,6 +7,7 @@ import ast
 import contextlib
 import io
 import json
+import os
 import re
 import sys
 import traceback
@@ -274,6 +275,7 @@ def written(chapters: Sequence[dict[str, Any]]) -> str:
 
 
 if __name__ == "__main__":
+    os.environ["RCMHA_PROGRESS"] = "off"  # the solutions are not the reader's answers
     if sys.argv[1:]:  # notebooks by name: what is wrong with their exercises
         notebooks = [nbformat.read(path, as_version=4) for path in sys.argv[1:]]
         wrong = [fault for notebook in notebooks for fault in (*faults(notebook), *tried(notebook))]
