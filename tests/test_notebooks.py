@@ -79,6 +79,10 @@ def test_stale_figures(stored: list[NotebookNode], fresh: list[NotebookNode], fa
         (lambda cell: cell.metadata.mystnb.figure.update(caption=""), "cell 1: figure without caption"),
         (lambda cell: cell.metadata.mystnb.figure.pop("name"), "cell 1: figure without name"),
         (lambda cell: cell.outputs.append(new_output("error", ename="E")), "cell 1: error E"),
+        (
+            lambda cell: cell.outputs.append(new_output("display_data", {"text/plain": "(0, 1)"})),
+            "cell 1: another output",
+        ),
     ],
 )
 def test_faults(spoil: Callable[[NotebookNode], object], fault: str | None) -> None:

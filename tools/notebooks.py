@@ -48,4 +48,8 @@ def faults(notebook: Any) -> list[str]:
             for key, field in ("image", "alt"), ("figure", "caption"), ("figure", "name"):
                 if not mystnb.get(key, {}).get(field):
                     found.append(f"cell {count}: figure without {field} (metadata mystnb.{key}.{field})")
+            if sum(o.output_type in ("display_data", "execute_result") for o in cell.outputs) > 1:
+                found.append(
+                    f"cell {count}: another output beside the figure, which would bear its name: end with _ = …"
+                )
     return found
