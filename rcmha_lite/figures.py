@@ -1,5 +1,6 @@
 """Every figure of the book: data in, matplotlib figure out. Titles state findings, so the chapters give them."""
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -12,6 +13,8 @@ from matplotlib.patches import Circle, FancyBboxPatch
 
 BLUE, ORANGE, GREEN, PINK, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#666666"  # Okabe and Ito 2008
 CYCLE = (BLUE, ORANGE, GREEN, PINK)
+CELL_COLOURS = {"mha": BLUE, "mdha": ORANGE, "rmha": GREEN, "rcmha": PINK}
+"""One colour a cell of the grid, in the whole book."""
 
 
 def panel(title: str, x: str, y: str, *, size: tuple[float, float] = (7.0, 3.4)) -> tuple[Figure, Axes]:
@@ -25,10 +28,16 @@ def panel(title: str, x: str, y: str, *, size: tuple[float, float] = (7.0, 3.4))
 
 
 def coloured(series: Mapping[str, Any]) -> Iterator[tuple[str, Any, str]]:
-    """Names, values and a colour each; ValueError for more series than there are colours to tell apart."""
+    """Names, values and a colour each: a cell's own where every name begins with another cell's, else one after another.
+
+    ValueError for more series than there are colours to tell apart.
+    """
     if len(series) > len(CYCLE):
         raise ValueError(f"{len(series)} series have {len(CYCLE)} colours: draw fewer")
-    return ((name, values, colour) for (name, values), colour in zip(series.items(), CYCLE, strict=False))
+    first = [re.split(r"\W", name.lower())[0] for name in series]
+    cells = len(set(first)) == len(first) and set(first) <= CELL_COLOURS.keys()
+    colours = [CELL_COLOURS[name] for name in first] if cells else CYCLE
+    return ((name, values, colour) for (name, values), colour in zip(series.items(), colours, strict=False))
 
 
 def lines(

@@ -93,6 +93,18 @@ def test_an_unknown_part_of_the_map_is_named():
         figures.component_map("finding", ["attention", "kernels"])
 
 
+@pytest.mark.parametrize("names", [("rcmha", "mha"), ("RMHA, dropout 0.1", "MDHA"), ("mha", "mdha", "rmha", "rcmha")])
+def test_a_cell_has_one_colour_whatever_stands_beside_it(names):
+    figure = figures.lines("finding", "x", "y", [1, 2], {name: [1, 2] for name in names})
+    drawn = {line.get_label(): line.get_color() for line in figure.axes[0].lines}
+    assert drawn == {name: figures.CELL_COLOURS[name.lower().split(",")[0]] for name in names}
+
+
+def test_what_is_no_cell_or_one_cell_twice_has_colours_in_order():
+    for names in (("ReLU", "mha"), ("rcmha, layer 0", "rcmha, layer 3")):
+        assert [colour for *_, colour in figures.coloured(dict.fromkeys(names, 0))] == list(figures.CYCLE[:2])
+
+
 def test_more_series_than_colours_are_refused():
     with pytest.raises(ValueError, match="5 series have 4 colours"):
         figures.lines("too many", "x", "y", [1, 2], {str(n): [n, n] for n in range(5)})
