@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from pathlib import Path
 
 import matplotlib as mpl
@@ -12,6 +13,7 @@ from experiments.questions import finding
 from experiments.results import FACTORS
 from experiments.yardsticks import LEVELS, NANOGPT
 from rcmha_lite import figures
+from tools.pages import CHAPTERS
 
 ROOT = Path(__file__).resolve().parents[1]
 README, RESULTS, FIGURE = ROOT / "README.md", ROOT / "results/laptop.json", ROOT / "results/laptop.png"
@@ -127,7 +129,19 @@ def gpu() -> str:
     return "\n".join(rows)
 
 
-TABLES = {"results": table, "effects": effects, "speeds": speeds, "gpu": gpu}
+def walk() -> str:
+    """The chapters: number and title from the notebooks, what the reader will do from the landing page."""
+    index = (ROOT / "chapters/index.md").read_text(encoding="utf-8")
+    will = dict(re.findall(r"^\| \{doc\}`(\w+)` \| (.*) \|$", index, re.MULTILINE))
+    rows = ["| chapter | you will |", "|---|---|"]
+    for name in CHAPTERS:
+        page = name.removeprefix("chapters/")
+        first = json.loads((ROOT / f"{name}.ipynb").read_text(encoding="utf-8"))["cells"][0]["source"]
+        rows.append(f"| {int(page[:2])} {first[0].removeprefix('# ').strip()} | {will[page]} |")
+    return "\n".join(rows)
+
+
+TABLES = {"walk": walk, "results": table, "effects": effects, "speeds": speeds, "gpu": gpu}
 
 
 def with_tables(text: str) -> str:
