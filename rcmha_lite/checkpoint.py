@@ -171,12 +171,25 @@ def _restore(
             if name.startswith(f"optimizer.{n}."):
                 index, key = name.split(".", 3)[2:]
                 whole["state"].setdefault(int(index), {})[key] = tensor
+        _require_fitting(n, optimizer, whole["state"])
         optimizer.load_state_dict(whole)
     device = next(model.parameters()).device
     memory = Memory(tensors["memory"].to(device).unbind(), state["seen"]) if "memory" in tensors else None
     later = {name: tuple(state.get(name, ())) for name in ("origins", "more", "earlier")}
     curve, since = tuple(state["curve"]), tuple(state["since"])
     return memory, Progress(state["step"], state["seconds"], curve, since, scaler=state.get("scaler", {}), **later)
+
+
+def _require_fitting(n: int, optimizer: torch.optim.Optimizer, state: dict[int, dict[str, Tensor]]) -> None:
+    """ValueError where an average does not have its parameter's shape: PyTorch would take it, and crash in a step."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    for index, averages in state.items():
+        if index >= len(parameters):
+            raise ValueError(f"optimizer.{n}.{index}: the optimiser has {len(parameters)} parameters")
+        for key, tensor in averages.items():
+            if tensor.ndim and tensor.shape != parameters[index].shape:
+                shapes = f"{list(tensor.shape)}, its parameter {list(parameters[index].shape)}"
+                raise ValueError(f"optimizer.{n}.{index}.{key} has shape {shapes}")
 
 
 def load_results(folder: Path) -> dict[str, Any]:

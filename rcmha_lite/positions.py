@@ -232,17 +232,18 @@ class AlibiPosition(Position):
         """−m_h·(i − j)·√d_head: the module's scale takes the root away again. The same for the whole batch."""
         i = torch.arange(keys - q.shape[2], keys, device=q.device)
         distance = i[:, None] - torch.arange(keys, device=q.device)
-        slopes = self.d_head**0.5 * alibi_slopes(self.n_heads)
+        here = None if q.device.type == "mps" else q.device  # Apple's GPUs have no float64
+        slopes = self.d_head**0.5 * alibi_slopes(self.n_heads, here)
         slopes = slopes.to(q.device, torch.promote_types(q.dtype, torch.float32))
         return (-slopes[:, None, None] * distance).to(q.dtype)[None]
 
 
-def alibi_slopes(n_heads: int) -> Float[Tensor, " n_heads"]:
-    """m_h of ``AlibiPosition``, in float64."""
+def alibi_slopes(n_heads: int, device: torch.device | None = None) -> Float[Tensor, " n_heads"]:
+    """m_h of ``AlibiPosition``, in float64, made on the ``device``: a copy from the CPU would wait for it."""
     power = 2 ** (n_heads.bit_length() - 1)
 
     def geometric(n: int) -> Tensor:
-        return 2.0 ** (-8 * torch.arange(1, n + 1, dtype=torch.float64) / n)
+        return 2.0 ** (-8 * torch.arange(1, n + 1, dtype=torch.float64, device=device) / n)
 
     return torch.cat((geometric(power), geometric(2 * power)[::2][: n_heads - power]))
 

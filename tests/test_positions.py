@@ -339,3 +339,22 @@ def test_alibi_slopes_keep_their_precision(dtype):
     module, q = AlibiPosition(12, 3), torch.zeros(1, 12, 1, 3, dtype=dtype)
     found, exact = (module(x, x.expand(1, 12, 200, 3))[2] for x in (q, q.double()))
     assert ((found.double() - exact).abs() <= torch.finfo(dtype).eps / 2 * 1.001 * exact.abs()).all()
+
+
+def test_alibi_copies_nothing_from_the_cpu():
+    """Where the queries are, everything is made: on the meta device a tensor of the CPU would be refused, or be seen."""
+    made = []
+
+    class Seen(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            found = func(*args, **(kwargs or {}))
+            made.extend(
+                x.device.type for x in (found if isinstance(found, tuple) else (found,)) if hasattr(x, "device")
+            )
+            return found
+
+    part = AlibiPosition(12, 8)
+    with Seen():
+        bias = part.bias(torch.empty(1, 12, 3, 8, device="meta"), 5)
+    assert bias.shape == (1, 12, 3, 5)
+    assert set(made) == {"meta"}

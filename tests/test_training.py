@@ -278,6 +278,31 @@ def test_damaged_checkpoints_are_named(tmp_path, name):
         load_model(tmp_path)
 
 
+@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
+@pytest.mark.parametrize("fault", ["another shape", "one too many"])
+def test_averages_of_another_shape_are_refused_in_a_line(tmp_path, monkeypatch, optimizer, fault):
+    """PyTorch takes them, and ends the process in the next step. The file is left as it was."""
+    config, step = FAST.replace(optimizer=optimizer), training.Trainer.step
+    monkeypatch.setattr(training.Trainer, "step", lambda self, n: signal.raise_signal(signal.SIGINT) or step(self, n))
+    with pytest.raises(Interrupted):
+        train(config, tmp_path, text=TEXT, progress=False)
+    monkeypatch.setattr(training.Trainer, "step", step)
+    file = tmp_path / checkpoint.TRAINING
+    tensors = load_file(file)
+    with checkpoint.safe_open(file, "pt") as opened:
+        metadata = opened.metadata()
+    name = next(n for n in tensors if n.startswith("optimizer.0.") and tensors[n].ndim == 2)
+    other = name if fault == "another shape" else "optimizer.0.999." + name.rpartition(".")[2]
+    tensors[other] = tensors[name][:-1].clone()
+    file.write_bytes(save(tensors, metadata))
+    before = file.read_bytes()
+    said = "has shape" if fault == "another shape" else "the optimiser has"
+    with pytest.raises(CheckpointError, match=f"damaged .*{other.rpartition('.')[0]}.*{said}.*name another --out folder") as refused:
+        train(config, tmp_path, text=TEXT, progress=False)
+    assert "\n" not in str(refused.value)
+    assert file.read_bytes() == before
+
+
 def test_a_finished_run_mends_its_weights(tmp_path):
     """All that they hold is in its last checkpoint."""
     found = train(FAST, tmp_path, text=TEXT, progress=False)
