@@ -297,7 +297,9 @@ def test_averages_of_another_shape_are_refused_in_a_line(tmp_path, monkeypatch, 
     file.write_bytes(save(tensors, metadata))
     before = file.read_bytes()
     said = "has shape" if fault == "another shape" else "the optimiser has"
-    with pytest.raises(CheckpointError, match=f"damaged .*{other.rpartition('.')[0]}.*{said}.*name another --out folder") as refused:
+    with pytest.raises(
+        CheckpointError, match=f"damaged .*{other.rpartition('.')[0]}.*{said}.*name another --out folder"
+    ) as refused:
         train(config, tmp_path, text=TEXT, progress=False)
     assert "\n" not in str(refused.value)
     assert file.read_bytes() == before
