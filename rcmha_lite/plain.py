@@ -29,8 +29,11 @@ def side_by_side(layers: list[nn.Linear], x: Tensor) -> Tensor:
     """What every layer makes of ``x``, in one product where they are nothing but ``nn.Linear``."""
     if not all(calls_only_forward(layer) for layer in layers):
         return torch.cat([layer(x) for layer in layers], dim=-1)
-    biases = [layer.weight.new_zeros(len(layer.weight)) if layer.bias is None else layer.bias for layer in layers]
-    return F.linear(x, torch.cat([layer.weight for layer in layers]), torch.cat(biases))
+    biases: list[Tensor] = [
+        layer.weight.new_zeros(len(layer.weight)) if layer.bias is None else layer.bias for layer in layers
+    ]
+    weights: list[Tensor] = [layer.weight for layer in layers]
+    return F.linear(x, torch.cat(weights), torch.cat(biases))
 
 
 def transforms_are_active() -> bool:
