@@ -1,5 +1,7 @@
 """When a layer is nothing but its formula: only then may its weights be read instead of the layer being called."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
@@ -25,15 +27,12 @@ def calls_only_forward(layer: nn.Module, kind: type[nn.Module] = nn.Linear) -> b
     )
 
 
-def side_by_side(layers: list[nn.Linear], x: Tensor) -> Tensor:
+def side_by_side(layers: list[Any], x: Tensor) -> Tensor:
     """What every layer makes of ``x``, in one product where they are nothing but ``nn.Linear``."""
     if not all(calls_only_forward(layer) for layer in layers):
         return torch.cat([layer(x) for layer in layers], dim=-1)
-    biases: list[Tensor] = [
-        layer.weight.new_zeros(len(layer.weight)) if layer.bias is None else layer.bias for layer in layers
-    ]
-    weights: list[Tensor] = [layer.weight for layer in layers]
-    return F.linear(x, torch.cat(weights), torch.cat(biases))
+    biases = [layer.weight.new_zeros(len(layer.weight)) if layer.bias is None else layer.bias for layer in layers]
+    return F.linear(x, torch.cat([layer.weight for layer in layers]), torch.cat(biases))
 
 
 def transforms_are_active() -> bool:
