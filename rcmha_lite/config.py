@@ -26,6 +26,18 @@ def choice(
     return field(default=default, metadata={"help": help, "at_least": at_least, "below": below, "later": later})
 
 
+def key_value_heads(n_heads: int, n_kv_heads: int | None) -> int:
+    """Heads of keys and values: ``n_kv_heads``, or as many as of queries for 0 or None. ValueError unless they divide."""
+    if not n_kv_heads:
+        return n_heads
+    if n_kv_heads < 0 or n_heads % n_kv_heads:
+        raise ValueError(
+            f"n_heads {n_heads} is not divisible by n_kv_heads {n_kv_heads}: each head of keys and values serves as many "
+            "heads of queries, so give a divisor of n_heads, or 0 for as many"
+        )
+    return n_kv_heads
+
+
 @dataclass(frozen=True, kw_only=True)
 class Config:
     """A model and its training, RCMHA by default. ValueError where a field is out of range or two disagree."""
@@ -50,6 +62,9 @@ class Config:
     layers: int = choice(4, "blocks", 1)
     d_model: int = choice(192, "channels of the residual stream", 1)
     n_heads: int = choice(6, "attention heads", 1)
+    n_kv_heads: int = choice(
+        0, "heads of keys and values, each for n_heads / n_kv_heads heads of queries; 0: as many", 0, later=True
+    )
     d_ff: int = choice(768, "channels inside the feed-forward layer", 1)
     d_position: int = choice(32, "channels of the relative sinusoids", 2)
     context: int = choice(128, "characters in a training window or segment", 1)
@@ -107,6 +122,7 @@ class Config:
             raise ValueError(
                 f"d_model {self.d_model} is not divisible by n_heads {self.n_heads}: give a multiple of them"
             )
+        key_value_heads(self.n_heads, self.n_kv_heads)  # raises where it would
         if self.batch % self.accumulate:
             raise ValueError(f"batch {self.batch} is not divisible by accumulate {self.accumulate}: give a multiple")
         if self.position == "absolute-learned" and self.memory:

@@ -13,7 +13,7 @@ Module = TypeVar("Module", bound=nn.Module)
 ADVICE = "merge or remove what is attached to it (adapters, hooks, parametrizations, wrappers)"
 
 
-def from_torch(module: nn.MultiheadAttention) -> MultiHeadAttention:
+def from_torch(module: nn.MultiheadAttention, *, causal: bool = True) -> MultiHeadAttention:
     """The same attention (Vaswani et al. 2017, arXiv 1706.03762) with the same weights, of the same type and device:
 
         [W_q; W_k; W_v] = in_proj_weight  [3·d_model, d_model],   W_o = out_proj.weight  [d_model, d_model]
@@ -24,6 +24,9 @@ def from_torch(module: nn.MultiheadAttention) -> MultiHeadAttention:
     mask, and wants the time first unless made with ``batch_first``:
 
         y, _ = module(x, x, x, attn_mask=~causal_mask(time, time), need_weights=False)   equals   from_torch(module)(x)
+
+    Without a mask it equals ``from_torch(module, causal=False)(x)``, and ``module(x, other, other)`` either of them
+    called with ``(x, context=other)``; its ``key_padding_mask`` is ``padding`` here.
 
     ValueError for what has no counterpart: keys or values of another width, ``bias_k`` and ``bias_v``,
     ``add_zero_attn``, dropout in training mode, and whatever is more than a plain ``nn.MultiheadAttention``.
@@ -47,7 +50,7 @@ def from_torch(module: nn.MultiheadAttention) -> MultiHeadAttention:
         tensors |= zip([f"{name}.bias" for name in names], module.in_proj_bias.chunk(3), strict=True)
         tensors["output.bias"] = module.out_proj.bias
     with torch.device("meta"):  # nothing is drawn: the weights are there
-        ours = MultiHeadAttention(module.embed_dim, module.num_heads)
+        ours = MultiHeadAttention(module.embed_dim, module.num_heads, causal=causal)
     for layer in (ours.query, ours.key, ours.value, ours.output):
         if module.in_proj_bias is None:
             layer.bias = None
@@ -61,7 +64,9 @@ def to_torch(module: MultiHeadAttention) -> nn.MultiheadAttention:
 
         y, _ = to_torch(module)(x, x, x, attn_mask=~causal_mask(time, time), need_weights=False)
 
-    and for a memory, keys and values [memory, x] with the mask ``~causal_mask(time, past + time)``.
+    and for a memory, keys and values [memory, x] with the mask ``~causal_mask(time, past + time)``; give none where
+    ``module`` is not causal. Heads of keys and values that serve several of queries are repeated for each of these:
+    the outputs are the same, the way back is another module.
 
     ValueError for what has no counterpart: a position or a convolution; biases, or ``requires_grad``, of some layers and
     not of others, for PyTorch holds the three projections in one array; and layers that are more than ``nn.Linear``.
@@ -81,14 +86,20 @@ def to_torch(module: MultiHeadAttention) -> nn.MultiheadAttention:
         advice = "give the others a bias of zeros, or take these away"
         raise ValueError(f"nn.MultiheadAttention has biases on all layers or none, here {', '.join(biased)}: {advice}")
     tensors = {"out_proj.weight": module.output.weight}
-    inputs = (module.query, module.key, module.value)
-    tensors["in_proj_weight"] = _stacked([layer.weight for layer in inputs])
+    shared = module.n_heads // module.n_kv_heads
+    repeats = ((module.query, 1), (module.key, shared), (module.value, shared))
+    tensors["in_proj_weight"] = _stacked([_repeated(layer.weight, n, module.d_head) for layer, n in repeats])
     if biased:
         tensors["out_proj.bias"] = module.output.bias
-        tensors["in_proj_bias"] = _stacked([layer.bias for layer in inputs])
+        tensors["in_proj_bias"] = _stacked([_repeated(layer.bias, n, module.d_head) for layer, n in repeats])
     with torch.device("meta"):
         theirs_empty = nn.MultiheadAttention(module.d_model, module.n_heads, bias=bool(biased), batch_first=True)
     return _filled(theirs_empty, tensors, module)
+
+
+def _repeated(rows: Tensor, times: int, d_head: int) -> Tensor:
+    """The rows of every head, so many times, one after the other."""
+    return rows if times == 1 else rows.unflatten(0, (-1, d_head)).repeat_interleave(times, dim=0).flatten(0, 1)
 
 
 def _stacked(parameters: list[Tensor]) -> Tensor:

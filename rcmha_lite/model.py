@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rcmha_lite.attention import MultiHeadAttention, last
+from rcmha_lite.attention import MultiHeadAttention
 from rcmha_lite.config import Activation, Config
 from rcmha_lite.convolution import HeadConvolution, filled
 from rcmha_lite.plain import transforms_are_active
@@ -21,7 +21,7 @@ from rcmha_lite.positions import (
     RotaryPosition,
     SinusoidalRelativePosition,
 )
-from rcmha_lite.streaming import AttentionCache, takes_cache
+from rcmha_lite.streaming import AttentionCache, last, takes_cache
 
 
 class _SquaredReLU(torch.autograd.Function):
@@ -163,10 +163,10 @@ def build_attention(config: Config, generator: torch.Generator | None = None) ->
     if config.kernel_size:
         convolution = HeadConvolution(
             config.n_heads, d_head, config.kernel_size, shared=config.shared_kernels, bias=config.kernel_bias,
-            projections=config.convolve, init=config.kernel_init, generator=generator,
+            projections=config.convolve, init=config.kernel_init, generator=generator, n_kv_heads=config.n_kv_heads,
         )  # fmt: skip
     return MultiHeadAttention(
-        config.d_model, config.n_heads, position=position, convolution=convolution,
+        config.d_model, config.n_heads, n_kv_heads=config.n_kv_heads, position=position, convolution=convolution,
         query_key_bias=config.query_key_bias, fresh_queries=config.fresh_queries,
     )  # fmt: skip
 

@@ -83,6 +83,10 @@ class Position(nn.Module):
 
     common_channels = 0
     """Last channels of the keys that tell nothing but the position: a stream keeps them once."""
+    both_signs = True
+    """Whether keys may stand after the query, as where attention is not causal."""
+    across = False
+    """Whether the part has a meaning where queries and keys are of two sequences: a distance between these has none."""
 
     def __init__(self, n_heads: int, d_head: int) -> None:
         super().__init__()
@@ -91,7 +95,7 @@ class Position(nn.Module):
     def forward(
         self,
         q: Float[Tensor, "batch heads query d_head"],
-        k: Float[Tensor, "batch heads key d_head"],
+        k: Float[Tensor, "batch kv_heads key d_head"],
         start: int = 0,
         past: int = 0,
     ) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -108,7 +112,9 @@ class Position(nn.Module):
         """q_i."""
         return q
 
-    def keys(self, k: Float[Tensor, "batch heads key d_head"], start: int) -> Float[Tensor, "batch heads key width"]:
+    def keys(
+        self, k: Float[Tensor, "batch kv_heads key d_head"], start: int
+    ) -> Float[Tensor, "batch kv_heads key width"]:
         """k_j."""
         return k
 
@@ -139,26 +145,34 @@ class LearnedRelativePosition(RelativePosition):
 
         score(i, j) = (q_i + u)·k_j + q_i·R[δ] + S[δ],   δ = 0 … distances − 1
 
-    The table holds the distances that causal attention can meet, segment + memory of them, and no more. ValueError
-    for a table without a row.
+    The table holds the distances that causal attention can meet, segment + memory of them, and no more. Unless
+    ``causal``, as many to keys after the query are added, δ = −1 … 1 − distances; as in Python, R[−1] is the last row.
+    ValueError for a table without a row.
     """
 
-    def __init__(self, n_heads: int, d_head: int, distances: int) -> None:
+    def __init__(self, n_heads: int, d_head: int, distances: int, *, causal: bool = True) -> None:
         super().__init__(n_heads, d_head)
         if distances < 1:
             raise ValueError(f"a table of {distances} distances holds not even the position itself: give 1 or more")
-        self.embedding = nn.Parameter(torch.zeros(distances, n_heads, d_head))
-        self.table_bias = nn.Parameter(torch.zeros(distances, n_heads))
+        rows = distances if causal else 2 * distances - 1
+        self.both_signs = not causal
+        self.embedding = nn.Parameter(torch.zeros(rows, n_heads, d_head))
+        self.table_bias = nn.Parameter(torch.zeros(rows, n_heads))
 
     def bias(self, q: Tensor, keys: int) -> Tensor:
         """q_i·R[i − j] + S[i − j]; IndexError where a key lies further back than the table goes."""
-        if keys > len(self.table_bias):
+        distances = len(self.table_bias) // 2 + 1 if self.both_signs else len(self.table_bias)
+        if keys > distances:
             raise IndexError(
-                f"a key {keys - 1} positions back lies outside a table of {len(self.table_bias)} distances: "
+                f"a key {keys - 1} positions back lies outside a table of {distances} distances: "
                 "give shorter segments or memory, or train with longer ones"
             )
-        by_distance = torch.einsum("bhid,nhd->bhin", q, self.embedding[:keys]) + self.table_bias[:keys].T[:, None]
-        return shift(by_distance)
+        table, biases = self.embedding[:keys], self.table_bias[:keys]
+        if self.both_signs:  # first those to the keys after the query, farthest first
+            after = len(self.table_bias) - (q.shape[2] - 1)
+            table, biases = torch.cat((self.embedding[after:], table)), torch.cat((self.table_bias[after:], biases))
+        by_distance = torch.einsum("bhid,nhd->bhin", q, table) + biases.T[:, None]
+        return shift(by_distance)[..., :keys] if self.both_signs else shift(by_distance)
 
 
 class SinusoidalRelativePosition(RelativePosition):
@@ -221,17 +235,22 @@ class RotaryPosition(Position):
 class AlibiPosition(Position):
     """ALiBi (Press et al. 2022, arXiv 2108.12409): every head forgets at a fixed pace of its own,
 
-        score(i, j) / √d_head = q_i·k_j / √d_head − m_h·(i − j).
+        score(i, j) / √d_head = q_i·k_j / √d_head − m_h·(i − j),   or |i − j| unless ``causal``.
 
     The slopes m_h fall by the same factor from head to head, 2^(−8h/n_heads), h = 1 … n_heads, where n_heads is a power
     of 2. Elsewhere, as in the public code, they are those of the next lower power, and for the heads that are left
     every second one of the power above. No parameters. The bias is an array of heads × queries × keys, once for a batch.
     """
 
+    def __init__(self, n_heads: int, d_head: int, *, causal: bool = True) -> None:
+        super().__init__(n_heads, d_head)
+        self.both_signs = not causal
+
     def bias(self, q: Tensor, keys: int) -> Tensor:
         """−m_h·(i − j)·√d_head: the module's scale takes the root away again. The same for the whole batch."""
         i = torch.arange(keys - q.shape[2], keys, device=q.device)
         distance = i[:, None] - torch.arange(keys, device=q.device)
+        distance = distance.abs() if self.both_signs else distance
         here = None if q.device.type == "mps" else q.device  # Apple's GPUs have no float64
         slopes = self.d_head**0.5 * alibi_slopes(self.n_heads, here)
         slopes = slopes.to(q.device, torch.promote_types(q.dtype, torch.float32))

@@ -133,7 +133,8 @@ Step = Callable[[Tensor, AttentionCache, int], Tensor]
 def _step_of(block: Any, turns: Turns) -> Step:
     """A block as a function of one position of each stream, ``[batch, d_model]``."""
     attention, norms = block.attention, (block.attention_norm, block.feed_forward_norm)
-    heads, width, d_head = attention.n_heads, attention.d_model, attention.d_head
+    heads, kv_heads, width, d_head = attention.n_heads, attention.n_kv_heads, attention.d_model, attention.d_head
+    group, widths = heads // kv_heads, (width, kv_heads * d_head, kv_heads * d_head)
     first, second = ((n.normalized_shape, n.weight, n.bias, n.eps) for n in norms)
     project = [(layer.weight.t(), layer.bias) for layer in (attention.query, attention.key, attention.value)]
     out, out_bias = attention.output.weight.t(), attention.output.bias
@@ -153,12 +154,9 @@ def _step_of(block: Any, turns: Turns) -> Step:
             present = torch.cat(raw, dim=-1)[:, None]
             rows = present if cache.history is None else torch.cat((cache.history, present), dim=1)
             cache.history = rows[:, 1:]
-            raw = convolution.next(rows)
-            raw = raw.view(batch, 3, heads, d_head).unbind(1)
-        else:
-            raw = [part.view(batch, heads, d_head) for part in raw]
-        q, k, v = raw
-        content_q, wave, together = q, nothing, batch * heads
+            raw = convolution.next(rows)[:, 0].split(widths, dim=-1)
+        q, k, v = (part.unflatten(1, (-1, d_head)) for part in raw)
+        content_q, wave, together = q, nothing, batch * kv_heads
         if position is not None:
             turn, wave = turns.at(q, at)
             a = torch.bmm(q.transpose(0, 1) + place, projection).transpose(0, 1)
@@ -168,13 +166,13 @@ def _step_of(block: Any, turns: Turns) -> Step:
         keys, values, common = cache.buffers()
         keys[:, :, new], values[:, :, new] = k, v
         keys, values = keys.flatten(0, 1)[:, seen].transpose(1, 2), values.flatten(0, 1)[:, seen]
-        content_q = content_q.reshape(together, 1, d_head)
+        content_q = content_q.reshape(together, group, d_head)  # heads that share keys stand together
         if position is None:
             scores = torch.baddbmm(nothing, content_q, keys, beta=0, alpha=scale)
         else:
             common[new] = wave
-            by_position = (a.reshape(together, -1) @ turn) @ common[seen].t()
-            scores = torch.baddbmm(by_position[:, None], content_q, keys, beta=scale, alpha=scale)
+            by_position = ((a.reshape(batch * heads, -1) @ turn) @ common[seen].t()).view(together, group, -1)
+            scores = torch.baddbmm(by_position, content_q, keys, beta=scale, alpha=scale)
         y = torch.bmm(scores.softmax(dim=-1), values).view(batch, width)
         x = torch.addmm(x, y, out).add_(out_bias)
         h = activation(torch.addmm(wide_bias, F.layer_norm(x, *second), wide))

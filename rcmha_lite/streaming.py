@@ -98,6 +98,28 @@ class AttentionCache:
         self.history = rows[:, rows.shape[1] - kept :].detach().clone()  # a view would hold all of it
 
 
+def last(x: Tensor, n: int) -> Tensor:
+    """The last ``n`` positions of ``[batch, time, width]``. All of them are ``x`` itself: a slice costs a copy backward.
+
+    ValueError unless there are so many.
+    """
+    if not 0 <= n <= x.shape[1]:
+        raise ValueError(f"{n} queries of {x.shape[1]} positions: give a number from 0 to {x.shape[1]}")
+    return x if n == x.shape[1] else x[:, x.shape[1] - n :]
+
+
+def joined(memory: Tensor | None, x: Tensor) -> Tensor:
+    """``memory`` followed by ``x`` in time. ValueError unless they fit."""
+    if x.ndim != 3:
+        raise ValueError(f"the input has shape {tuple(x.shape)}: give [batch, time, d_model]")
+    if memory is None:
+        return x
+    if memory.ndim != 3 or len(memory) != len(x) or memory.shape[2] != x.shape[2]:
+        shape = f"the memory has shape {tuple(memory.shape)}, the input {tuple(x.shape)}"
+        raise ValueError(f"{shape}: give a memory [batch, past, d_model] of the input's batch and width")
+    return torch.cat((memory, x), dim=1)
+
+
 def takes_cache(attention: nn.Module) -> bool:
     """Whether ``attention`` may be called with a ``cache``: its ``forward`` names one, or hands on whatever keywords it
     is given, as wrappers do, to a module inside that takes one."""
