@@ -4,9 +4,9 @@ import json
 import re
 
 import pytest
-from tools.exercises import of_notebook
 
 from rcmha_lite.exercises.rcmha_in_one_file import RCMHA, LanguageModel
+from tools.exercises import of_notebook
 from tools.pages import ROOT
 
 CELLS = json.loads((ROOT / "chapters/06_write_rcmha.ipynb").read_text(encoding="utf-8"))["cells"]
