@@ -184,11 +184,19 @@ def learning_curve(title: str, results: Mapping[str, Any], levels: Mapping[str, 
     curve, config = results["curve"], results["config"]
     read = [point["step"] * config["batch"] * config["context"] / 1e6 for point in curve]
     figure, axes = panel(title, "characters read (millions)", "loss (nats per character)")
-    axes.plot(read, [point["train_loss"] for point in curve], color=BLUE, marker="o", label="training, with dropout")
-    axes.plot(read, [point["val_loss"] for point in curve], color=ORANGE, marker="o", label="whole validation split")
+    middle = len(curve) // 2
+    above = max(("train_loss", "val_loss"), key=lambda key: curve[middle][key])
+    for key, name, colour in (("train_loss", "training", BLUE), ("val_loss", "validation", ORANGE)):
+        losses = [point[key] for point in curve]
+        axes.plot(read, losses, color=colour, marker="o", label=name)
+        place: dict[str, Any] = {"xytext": (0, 9), "va": "bottom"} if key == above else {"xytext": (0, -9), "va": "top"}
+        axes.annotate(
+            name, (read[middle], losses[middle]), textcoords="offset points", color=colour, ha="center", **place
+        )
     for (name, level), style in zip(levels.items(), ("--", ":", "-."), strict=False):
         axes.axhline(level, color=GREY, linestyle=style, linewidth=1, label=name)
-    axes.legend(frameon=False)
+        beside: dict[str, Any] = {"xycoords": axes.get_yaxis_transform(), "textcoords": "offset points", "va": "center"}
+        axes.annotate(name.replace(", ", "\n"), (1, level), (5, 0), fontsize=8, color=GREY, **beside)
     return figure
 
 
