@@ -235,7 +235,7 @@ class RotaryPosition(Position):
 class AlibiPosition(Position):
     """ALiBi (Press et al. 2022, arXiv 2108.12409): every head forgets at a fixed pace of its own,
 
-        score(i, j) / √d_head = q_i·k_j / √d_head − m_h·(i − j),   or |i − j| unless ``causal``.
+        score(i, j) / √d_head = q_i·k_j / √d_head − m_h·(i − j),   or abs(i − j) unless ``causal``.
 
     The slopes m_h fall by the same factor from head to head, 2^(−8h/n_heads), h = 1 … n_heads, where n_heads is a power
     of 2. Elsewhere, as in the public code, they are those of the next lower power, and for the heads that are left
